@@ -1,0 +1,117 @@
+"""Checkpoints on this machine's disk: folders ``checkpoint-<step>``, each valid once its seal is written.
+
+Standard library only: the trainer writes them, the supervisor packs, uploads and fetches them. A checkpoint holds what
+transformers' Trainer needs to go on (optimizer, scheduler, random state, step), the metrics up to its step, and the
+adapter as it would go home, so that a run that goes no further still leaves that one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.transfer import sha256_file
+
+FOLDER = "checkpoints"
+PREFIX = "checkpoint-"
+SEAL = "sealed.json"
+METRICS = "metrics.jsonl"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+)
+WEIGHTS = "adapter_model.safetensors"
+TEMPLATE = "chat_template.jinja"
+ADAPTER_FILES = (WEIGHTS, "adapter_config.json")
+ALL_ADAPTER_FILES = (*ADAPTER_FILES, TEMPLATE, *TOKENIZER_FILES)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sealed checkpoint: the state after ``step`` optimiser steps. ``at`` is the epoch second of its seal."""
+
+    path: Path
+    step: int
+    at: float
+    files: dict[str, str]
+
+    def damage(self) -> str:
+        """What is wrong with it; empty for one whose every file has its sha256."""
+        for name, sha256 in self.files.items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if sha256_file(path) != sha256:
+                return f"the sha256 of {name} differs"
+        return ""
+
+
+def seal(path: Path, step: int, spec_sha256: str, at: float) -> None:
+    """Make the folder a checkpoint: every file on the disk first, the seal last, in one rename."""
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.name != SEAL)
+    for file in files:
+        _sync(file)
+    content = {
+        "step": step,
+        "at": at,
+        "spec_sha256": spec_sha256,
+        "files": {file.name: sha256_file(file) for file in files},
+    }
+    part = path / f".{SEAL}.part"
+    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _sync(part)
+    part.replace(path / SEAL)
+    _sync(path)
+
+
+def sealed(folder: Path, spec_sha256: str | None = None) -> list[Checkpoint]:
+    """The checkpoints in ``folder``, newest first; with ``spec_sha256`` only those of that spec."""
+    found = []
+    for path in folder.glob(f"{PREFIX}*") if folder.is_dir() else ():
+        try:
+            content = json.loads((path / SEAL).read_text(encoding="utf-8"))
+            checkpoint = Checkpoint(path, int(content["step"]), float(content["at"]), dict(content["files"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if spec_sha256 in (None, content.get("spec_sha256")):
+            found.append(checkpoint)
+    return sorted(found, key=lambda c: c.step, reverse=True)
+
+
+def sweep(folder: Path, keep: Sequence[Checkpoint]) -> None:
+    """Remove what is no checkpoint to keep: ones that a sudden end left half-written, or that are damaged."""
+    kept = {checkpoint.path for checkpoint in keep}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def adapter_of(checkpoint: Checkpoint, target: Path) -> None:
+    """Put the adapter that the checkpoint holds at ``target``, which must not be there yet: whole or not at all."""
+    part = target.with_name(".adapter.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name in ALL_ADAPTER_FILES:
+        if name in checkpoint.files:
+            shutil.copyfile(checkpoint.path / name, part / name)
+    part.rename(target)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,404 @@
+"""The supervisor: PID 1 of a rented machine. Standard library only, since it must work when nothing else does.
+
+    python -m jobs.supervisor        (CLOUDFT_DEADLINE, CLOUDFT_TICKET_URL and CLOUDFT_WORK in the environment)
+
+It knows the deadline before anything can fail, reads the ticket, fetches the inputs, runs the trainer as a child,
+sends heartbeat, log, metrics and checkpoints, stops the child in time to save, uploads and verifies the adapter, and
+writes the result last. A machine that follows one that was lost goes on from its checkpoint (``jobs.keeper``). What it
+decides stands in ``jobs.lifecycle``; here are the clock, the processes and the network.
+On a rented machine nothing follows its life, however that ended, but the machine's end: ``jobs.teardown``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobs import checkpoints, teardown, transfer
+from jobs import ticket as names
+from jobs.bundle import Bundle, pack
+from jobs.keeper import Keeper
+from jobs.lifecycle import (
+    TAKEN,
+    ChildEnded,
+    Command,
+    Event,
+    Failed,
+    InputsFetched,
+    Kept,
+    Phase,
+    Recorded,
+    Restored,
+    State,
+    Status,
+    StopAsked,
+    Terminated,
+    Tick,
+    TicketRead,
+    Uploaded,
+    decide,
+)
+from jobs.ticket import Ticket, TicketError
+
+T = TypeVar("T")
+TRAINER = (sys.executable, "-P", "-m", "jobs.train")
+TICK = 0.25
+# The whole log is sent anew each time it grew, so it is cut from the front at this size.
+LOG_LIMIT = 2 << 20
+# A machine that is taken away but goes on running is billed: so many seconds are spent on its last checkpoint.
+LEAVING_PATIENCE = 60.0
+
+
+class Supervisor:
+    """Carries out what ``decide`` commands; slow commands run in threads and answer with events."""
+
+    def __init__(self, deadline: float, ticket_url: str, work: Path, trainer: Sequence[str] = TRAINER) -> None:
+        self.trainer = trainer
+        self.state = State(deadline=deadline)
+        self.ticket_url = ticket_url
+        self.work = work
+        self.ticket: Ticket | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        self.bundle: Bundle | None = None
+        self.keeper: Keeper | None = None
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.started = time.time()
+        self.phases: dict[str, float] = {}
+        self._began_from = 0
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._done = threading.Event()
+        self._sending = threading.Lock()
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        """Live until the machine is to be taken down."""
+        signal.signal(signal.SIGTERM, lambda *_: self.events.put(Terminated()))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._in_thread(self._read_ticket)
+        while self.state.phase is not Phase.DOWN:
+            try:
+                event = self.events.get(timeout=TICK)
+            except queue.Empty:
+                event = Tick()
+            self._handle(event)
+        self._done.set()
+        self.say(f"end: {self.state.status}. {self.state.reason}".rstrip(". "))
+
+    def say(self, text: str) -> None:
+        """One line for the person who reads the log; standard output is the machine's console."""
+        line = f"{time.strftime('%H:%M:%S', time.gmtime())} supervisor: {text}"
+        # A full disk or a closed console must not end a machine that still has an adapter to save.
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
+        with contextlib.suppress(OSError), self.log_path.open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+    @property
+    def log_path(self) -> Path:
+        return self.work / "train.log"
+
+    @property
+    def out(self) -> Path:
+        return self.work / "out"
+
+    def _handle(self, event: Event) -> None:
+        before = self.state.phase
+        now = time.time()
+        self.state, commands = decide(self.state, event, now)
+        if self.state.phase is not before:
+            self.phases[before.value] = self.phases.get(before.value, 0.0) + now - self._phase_since(now)
+            self.say(f"{self.state.phase.value}{': ' + self.state.reason if self.state.reason else ''}")
+        actions: dict[Command, Callable[[], None]] = {
+            Command.FETCH_INPUTS: lambda: self._in_thread(self._fetch_inputs),
+            Command.START_CHILD: self._start_child,
+            Command.STOP_CHILD: lambda: self._signal_child(signal.SIGTERM),
+            Command.KILL_CHILD: lambda: self._signal_child(signal.SIGKILL),
+            Command.KEEP: lambda: self._in_thread(self._keep_last),
+            Command.UPLOAD: lambda: self._in_thread(self._upload),
+            Command.RECORD: lambda: self._in_thread(self._record),
+            Command.TEAR_DOWN: lambda: None,
+        }
+        for command in commands:
+            actions[command]()
+
+    def _phase_since(self, now: float) -> float:
+        """Start of the present phase: the phases follow each other without gaps from ``started`` on."""
+        return min(now, self.started + sum(self.phases.values()))
+
+    def _in_thread(self, work: Callable[[], Event | None]) -> None:
+        def body() -> None:
+            try:
+                event = work()
+            except Exception as exc:  # A bug here must end the machine, not leave it running and billed.
+                event = Failed(f"{type(exc).__name__}: {exc}")
+            if event is not None:
+                self.events.put(event)
+
+        threading.Thread(target=body, daemon=True, name=work.__name__).start()
+
+    def _until_deadline(self, call: Callable[..., T], *args: Any) -> T:
+        return transfer.retried(partial(call, *args), until=self.state.deadline)
+
+    def _read_ticket(self) -> Event:
+        try:
+            ticket = Ticket.from_json(self._until_deadline(transfer.read_bytes, self.ticket_url))
+            ended = self._until_deadline(transfer.exists, ticket.outputs[names.OUTCOME].get)
+        except (transfer.TransferError, TicketError) as exc:
+            return Failed(f"cannot read the ticket: {exc}")
+        self.ticket = ticket
+        self.keeper = Keeper(ticket.outputs, self.work, self.say)
+        self.say(f"run {ticket.run_id}, attempt {ticket.attempt}, deadline {_utc(self.state.deadline)}")
+        self._in_thread(self._report_for_ever)
+        return TicketRead(save_reserve=ticket.save_reserve, ended=ended, rented=ticket.rented)
+
+    def _fetch_inputs(self) -> Event:
+        assert self.ticket is not None
+        assert self.keeper is not None
+        self.keeper.restore(until=self.state.soft_deadline)
+        self.events.put(Restored(found=self.keeper.resumed_from > 0))
+        (self.work / "spec.json").write_text(json.dumps(self.ticket.spec), encoding="utf-8")
+        for item in self.ticket.inputs:
+            target = (self.work / "inputs" / item.path).resolve()
+            if not target.is_relative_to((self.work / "inputs").resolve()):
+                return Failed(f"the ticket wants to write outside of the work folder: {item.path}")
+            if target.exists() and transfer.sha256_file(target) == item.sha256:
+                continue
+            try:
+                self._until_deadline(transfer.fetch, item.url, target, item.sha256, item.bytes)
+            except transfer.TransferError as exc:
+                return Failed(f"cannot fetch the input {item.path}: {exc}")
+        self._in_thread(self._keep_for_ever)
+        return InputsFetched()
+
+    def _keep_for_ever(self) -> None:
+        assert self.keeper is not None
+        # Once training ends, the adapter has the line for itself.
+        self.keeper.keep_beside(lambda: self.state.phase in (Phase.TRAIN, Phase.LEAVING), self._done)
+
+    def _keep_last(self) -> Event:
+        """On a machine that is taken away: its last checkpoint, and why it ended."""
+        assert self.keeper is not None
+        try:
+            self.keeper.keep(until=min(time.time() + LEAVING_PATIENCE, self.state.deadline))
+        except (transfer.TransferError, OSError, ValueError) as exc:
+            self.say(f"the store did not take the last checkpoint: {exc}")
+        self._send_reports(final=True)
+        return Kept()
+
+    def _start_child(self) -> None:
+        assert self.keeper is not None
+        self._began_from = self.keeper.step_on_disk()
+        # The trainer runs the user's model code: neither the ticket nor the key to the machine is its business.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("CLOUDFT_") and k != teardown.ENV_KEY}
+        with self.log_path.open("ab") as log:
+            self.child = subprocess.Popen(
+                [*self.trainer, "--work", str(self.work)],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._in_thread(self._wait_child)
+
+    def _wait_child(self) -> Event:
+        assert self.child is not None
+        assert self.keeper is not None
+        code = self.child.wait()
+        report = _read_json(self.out / "trainer.json")
+        # Killed from outside, as by a kernel that is short of memory. A trainer that says itself why it failed would
+        # fail again; one that has not come further than before, too.
+        resumable = code < 0 and self.keeper.step_on_disk() > self._began_from
+        self.keeper.rescue(self.out / "adapter")
+        has_adapter = (self.out / "adapter" / checkpoints.WEIGHTS).is_file()
+        reason = str(report.get("reason") or "")
+        if code == 0 and report.get("status") == "completed":
+            return ChildEnded("completed", reason, has_adapter)
+        if code == 0 and report.get("status") == "stopped":
+            return ChildEnded("stopped", reason, has_adapter)
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        # An adapter saved before a crash is kept, but such a run is not called completed.
+        status: Status = "stopped" if has_adapter else "failed"
+        return ChildEnded(status, reason or f"the trainer ended with {ended}; see the log", has_adapter, resumable)
+
+    def _signal_child(self, number: signal.Signals) -> None:
+        if self.child is not None and self.child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                # The whole group: data-loader workers hold the device too.
+                os.killpg(self.child.pid, number) if number == signal.SIGKILL else self.child.send_signal(number)
+
+    def _upload(self) -> Event:
+        assert self.ticket is not None
+        assert self.keeper is not None
+        self.keeper.rescue(self.out / "adapter")
+        bundle = pack(self.out / "adapter", self.work / names.ADAPTER)
+        url = self.ticket.outputs[names.ADAPTER]
+
+        def send_and_check() -> None:
+            transfer.put_file(url.put, bundle.path)
+            if transfer.remote_sha256(url.get) != bundle.sha256:
+                raise transfer.TransferError("the uploaded adapter reads back differently")
+
+        try:
+            self._until_deadline(send_and_check)
+        except transfer.TransferError as exc:
+            return Failed(f"the adapter was trained, but the store did not take it: {exc}")
+        self.bundle = bundle
+        return Uploaded()
+
+    def _record(self) -> Event:
+        """Log and metrics, then the outcome, then, for a run that has an adapter, the result: it alone is success."""
+        assert self.ticket is not None
+        ticket = self.ticket
+        outcome = json.dumps(self._outcome(), indent=1).encode()
+        self._send_reports(final=True)
+        urls = [ticket.outputs[names.OUTCOME].put]
+        if self.bundle is not None:
+            urls.append(ticket.outputs[names.RESULT].put)
+        try:
+            for url in urls:
+                self._until_deadline(transfer.put_bytes, url, outcome)
+        except transfer.TransferError as exc:
+            return Failed(f"cannot record the outcome: {exc}")
+        return Recorded()
+
+    def _outcome(self) -> dict[str, Any]:
+        assert self.ticket is not None
+        artifacts = {}
+        if self.bundle is not None:
+            artifacts["adapter"] = {
+                "key": names.ADAPTER,
+                "sha256": self.bundle.sha256,
+                "bytes": self.bundle.bytes,
+                "files": self.bundle.files,
+            }
+        return {
+            "schema_version": names.SCHEMA_VERSION,
+            "run_id": self.ticket.run_id,
+            "attempt": self.ticket.attempt,
+            "status": self.state.status,
+            "reason": self.state.reason,
+            "artifacts": artifacts,
+            "trainer": _read_json(self.out / "trainer.json"),
+            **self._kept(),
+            "phases": self.phases,
+            "started_at": self.started,
+            "ended_at": time.time(),
+        }
+
+    def _report_for_ever(self) -> None:
+        """Heartbeat, log and metrics, and a look whether the user wants an end."""
+        assert self.ticket is not None
+        while not self._done.is_set():
+            # Whatever goes wrong with a report, the training goes on: the next one may arrive.
+            try:
+                self._send_reports()
+                if not self.state.stop_reason and transfer.exists(self.ticket.stop):
+                    self.events.put(StopAsked("cancelled by the user"))
+            except transfer.TransferError:
+                pass
+            except Exception as exc:
+                self.say(f"a report could not be made: {type(exc).__name__}: {exc}")
+            self._done.wait(self.ticket.heartbeat_every)
+
+    def _send_reports(self, final: bool = False) -> None:
+        """Best effort: a report that is lost now is sent again with the next heartbeat."""
+        assert self.ticket is not None
+        outputs = self.ticket.outputs
+        with self._sending:
+            for name, path in ((names.METRICS, self.out / names.METRICS), (names.LOG, self.log_path)):
+                with contextlib.suppress(transfer.TransferError):
+                    self._send_if_grown(outputs[name].put, path)
+            with contextlib.suppress(transfer.TransferError):
+                transfer.put_bytes(outputs[names.HEARTBEAT].put, json.dumps(self._heartbeat(final)).encode())
+
+    def _send_if_grown(self, url: str, path: Path) -> None:
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return
+        mark = (stat.st_size, stat.st_mtime_ns)
+        if self._sent.get(url) == mark:
+            return
+        with path.open("rb") as src:
+            src.seek(max(0, stat.st_size - LOG_LIMIT))
+            transfer.put_bytes(url, src.read())
+        self._sent[url] = mark
+
+    def _heartbeat(self, final: bool) -> dict[str, Any]:
+        metrics = self.out / names.METRICS
+        last = metrics.read_text(encoding="utf-8").splitlines()[-1:] if metrics.exists() else []
+        progress: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            progress = json.loads(last[0]) if last else {}
+        return {
+            "at": time.time(),
+            "phase": self.state.phase.value,
+            "reason": self.state.reason or self.state.stop_reason,
+            "progress": progress,
+            **self._kept(),
+            "started_at": self.started,
+            "phases": self.phases,
+            "leaving": self.state.reason == TAKEN,
+            "final": final,
+        }
+
+    def _kept(self) -> dict[str, Any]:
+        """What the loss of this machine would leave, and from which step it went on."""
+        return self.keeper.report() if self.keeper else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _utc(epoch: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch))
+
+
+def main() -> int:
+    """Entry point. On a rented machine it never returns, whatever happens: see ``jobs.teardown``."""
+    try:
+        return _supervise()
+    except Exception:  # A bug here must end the machine, not restart it and be billed.
+        traceback.print_exc()
+        return 1
+    finally:
+        teardown.end_own_machine()
+
+
+def _supervise() -> int:
+    """Without a deadline nothing may start: a machine that does not know its end must not begin."""
+    try:
+        deadline = float(os.environ[names.ENV_DEADLINE])
+        ticket_url = os.environ[names.ENV_TICKET]
+        if not math.isfinite(deadline):
+            raise ValueError(f"{names.ENV_DEADLINE}={deadline}")
+    except (KeyError, ValueError) as exc:
+        print(f"supervisor: {exc} is missing or no number; nothing is started", file=sys.stderr)
+        return 2
+    teardown.end_when_overdue(deadline)
+    supervisor = Supervisor(deadline, ticket_url, Path(os.environ.get(names.ENV_WORK, "work")))
+    supervisor.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
