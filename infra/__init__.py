@@ -1,0 +1,1 @@
+"""What is rented or stored elsewhere: providers, offers, the budget, the store."""
