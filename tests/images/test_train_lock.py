@@ -1,0 +1,54 @@
+"""The lock of the training image: exact, complete, and in step with pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "-c"))]
+
+
+@pytest.fixture
+def asked(repo: Path) -> dict[str, Requirement]:
+    found = [Requirement(line) for line in lines(repo / "images" / "train-requirements.txt")]
+    return {canonicalize_name(r.name): r for r in found}
+
+
+def test_every_line_is_one_exact_version(repo: Path) -> None:
+    for name in ("train-requirements.txt", "train-constraints.txt"):
+        for line in lines(repo / "images" / name):
+            # No `+cpu`: a local version could be found on the machine that made the lock only.
+            assert re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.]+( ; .+)?", line), f"{name}: {line}"
+
+
+def test_the_requirements_are_the_train_extra_and_what_the_spec_needs(
+    repo: Path, asked: dict[str, Requirement]
+) -> None:
+    project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(r) for r in project["optional-dependencies"]["train"]]
+    wanted += [r for r in map(Requirement, project["dependencies"]) if r.name == "pydantic"]
+    assert set(asked) == {canonicalize_name(r.name) for r in wanted}
+    for requirement in wanted:
+        [pin] = asked[canonicalize_name(requirement.name)].specifier
+        assert requirement.specifier.contains(pin.version), f"{requirement} is locked at {pin.version}: make lock"
+        assert asked[canonicalize_name(requirement.name)].marker == requirement.marker
+
+
+def test_the_constraints_hold_the_same_versions_and_the_cuda_libraries(
+    repo: Path, asked: dict[str, Requirement]
+) -> None:
+    constraints = [Requirement(line) for line in lines(repo / "images" / "train-constraints.txt")]
+    by_name = {r.name: r.specifier for r in constraints}
+    assert {name: by_name[name] for name in asked} == {name: r.specifier for name, r in asked.items()}
+    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "triton"} <= set(by_name)
+
+
+def test_the_requirements_name_the_constraints(repo: Path) -> None:
+    assert "-c train-constraints.txt" in (repo / "images" / "train-requirements.txt").read_text().splitlines()
