@@ -1,0 +1,1 @@
+"""What happens at home: config, run records, checks, pull, quantise, evaluate, serve."""

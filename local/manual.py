@@ -1,0 +1,61 @@
+"""The one command that runs a ticket on any machine with Python: Colab, Lambda, Vast, SageMaker, a friend's desktop."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import images
+import jobs
+from cloudft.errors import StoreError
+from jobs import start
+from local.records import attempt_prefix
+from local.session import Session
+from local.tickets import URL_GRACE, ticket_key
+
+CODE, SCRIPT = "code.zip", "start.py"
+REQUIREMENTS = ("train-requirements.txt", "train-constraints.txt")
+# A zip's own dates would change its checksum with every submit.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def start_command(session: Session) -> str:
+    """Put code and script beside the ticket, and return the command to paste.
+
+    Whoever has the command can read this run's data and write its result until soon after the deadline.
+
+    Raises:
+        StoreError: the store refuses.
+    """
+    record = session.record()
+    attempt = record.attempt
+    until = attempt.deadline + URL_GRACE
+    prefix = attempt_prefix(record.run_id, attempt.number)
+    code = pack_code()
+    session.store.put_bytes(f"{prefix}/{CODE}", code)
+    settings = {
+        "code": session.store.url_to_get(f"{prefix}/{CODE}", until),
+        "sha256": sha256(code).hexdigest(),
+        "deadline": attempt.deadline,
+        "ticket": session.store.url_to_get(ticket_key(record.run_id, attempt.number), until),
+    }
+    script = f"{inspect.getsource(start)}\n\nstart({settings!r})\n"
+    session.store.put_bytes(f"{prefix}/{SCRIPT}", script.encode())
+    url = session.store.url_to_get(f"{prefix}/{SCRIPT}", until)
+    if set(url) & set("'\"`$\\ "):
+        raise StoreError(f"the store's URL cannot be put into a command: {url.partition('?')[0]}")
+    return f"""python3 -c "import urllib.request as u; exec(u.urlopen('{url}').read())\""""
+
+
+def pack_code() -> bytes:
+    """What a machine needs of ours: the package ``jobs`` and the locked requirements, as a zip."""
+    packed = io.BytesIO()
+    files = {f"jobs/{path.name}": path for path in sorted(Path(jobs.__path__[0]).glob("*.py"))}
+    files |= {f"requirements/{name}": Path(images.__path__[0]) / name for name in REQUIREMENTS}
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in files.items():
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), path.read_bytes())
+    return packed.getvalue()

@@ -1,0 +1,187 @@
+"""Merges through peft what can't be merged tensor by tensor, and lays out the model folder that the converter reads.
+
+Runs in the child process of ``local.worker``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cloudft.errors import IntegrityError, NotFound, VerifyError
+from local.base import GET_AGAIN, TOKENIZERS, check_safetensors, model_files, read_json
+from local.files import write_json, write_text
+from local.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from local.progress import Progress, silent
+
+CHANGED = ("vocab_size", "tie_word_embeddings")
+TEMPLATE = "chat_template.jinja"
+
+
+def check_adapter(adapter: Path) -> None:
+    """Refuse an adapter folder that is missing or cut short, before anything is read into memory.
+
+    Raises:
+        NotFound: there is no adapter.
+        IntegrityError: a file of it is damaged; names the file.
+    """
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (adapter / name).is_file():
+            raise NotFound(
+                f"the adapter is not here: {adapter / name} does not exist",
+                effect="nothing was changed",
+                hint="bring it home first:  cloudft pull",
+            )
+    read_json(adapter / ADAPTER_CONFIG)
+    if not check_safetensors(adapter / ADAPTER_WEIGHTS):
+        raise IntegrityError(f"{adapter / ADAPTER_WEIGHTS} holds no tensors", effect="nothing was changed")
+
+
+def trained_template(adapter: Path) -> str:
+    """The chat template that the adapter was trained with.
+
+    Raises:
+        IntegrityError: the adapter's folder carries none, so what is served could not be what was trained.
+    """
+    path = adapter / TEMPLATE
+    if not path.is_file():
+        raise IntegrityError(
+            f"{path} is missing: nobody can say with which chat template the adapter was trained",
+            effect="nothing was changed",
+            hint=GET_AGAIN,
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
+    """Where the tokenizer lies that was trained with: beside the adapter, else with the base."""
+    if adapter is not None and any((adapter / name).is_file() for name in TOKENIZERS):
+        return adapter
+    return base
+
+
+def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress) -> None:
+    """Let peft merge, and write the merged weights to ``out`` as safetensors, in the base's own precision.
+
+    Raises:
+        IntegrityError: an adapter tensor found no place in the base, or the base lacks one that it asks for.
+        VerifyError: the merged weights are not finite numbers.
+    """
+    progress("merge", 0, None, "", "load the libraries")
+    import torch
+
+    tuned = load_tuned(base, adapter, "auto", progress)
+    progress("merge", 0, None, "", "add the adapter to the base")
+    try:
+        with torch.inference_mode():
+            merged = tuned.merge_and_unload(safe_merge=True)
+    except ValueError as exc:
+        raise VerifyError(f"the merged weights are not finite numbers: {exc}", hint=GET_AGAIN) from exc
+    _untie(merged)
+    progress("merge", 0, None, "", "save the merged model")
+    merged.save_pretrained(out)
+    config = read_json(out / "config.json")
+    # Of the configuration only what the merge may have changed; the rest stays as the base has it.
+    changed = {key: config[key] for key in CHANGED if key in config}
+    write_json(out / "config.json", read_json(base / "config.json") | changed)
+
+
+def load_tuned(base: Path, adapter: Path, dtype: str, progress: Progress = silent) -> Any:
+    """peft's model of base and adapter, not merged; every tensor of the adapter is in it.
+
+    Raises:
+        IntegrityError: as ``merge_adapter``.
+    """
+    from peft import PeftModel
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    progress("merge", 0, None, "", "load the base")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True)
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+        brought = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    rows = {shape[0] for name, shape in brought.items() if re.search(r"(embed_tokens|lm_head)\.weight$", name)}
+    if len(rows) == 1 and rows != {model.get_input_embeddings().weight.shape[0]}:
+        model.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    progress("merge", 0, None, "", "load the adapter")
+    try:
+        with warnings.catch_warnings():  # what peft warns of is looked at below
+            warnings.simplefilter("ignore")
+            tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError, KeyError) as exc:
+        raise IntegrityError(
+            f"the adapter does not fit the base: {str(exc).splitlines()[0]}",
+            hint="was the run trained on this base? compare its spec.json with cloudft.yaml",
+        ) from exc
+    _refuse_loss(adapter, set(brought), tuned)
+    return tuned.eval()
+
+
+def _refuse_loss(adapter: Path, brought: set[str], tuned: Any) -> None:
+    """peft ignores a tensor that it has no place for; the model is then silently another one than was trained."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    taken = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+    inside = tuned.state_dict()
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+        for name in sorted(brought - taken):  # whole layers, which peft loads into the model itself
+            plain = name.replace(".base_layer.", ".")
+            places = [name, plain, plain.replace(".weight", ".base_layer.weight")]
+            values = [inside[place] for place in places if place in inside]
+            if any(torch.equal(value.float(), file.get_tensor(name).to(value.dtype).float()) for value in values):
+                brought = brought - {name}
+    for names, what in ((brought - taken, "has no place in the base"), (taken - brought, "is not in the adapter")):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise IntegrityError(
+                f"the adapter does not fit the base: {min(names)}{more} {what}",
+                hint="was the run trained on this base? compare its spec.json with cloudft.yaml",
+            )
+
+
+def _untie(model: Any) -> None:
+    """Where input and output layer were one and the adapter changed one of them, they are two from now on."""
+    import torch
+
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    if last is None or not model.config.tie_word_embeddings:
+        return
+    if first.weight.shape != last.weight.shape or not torch.equal(first.weight, last.weight):
+        model.config.tie_word_embeddings = False
+
+
+def lay_out(base: Path, tokenizer: Path, template: str | None, out: Path) -> None:
+    """Complete ``out`` to a model folder: links to what it lacks of the base, and the tokenizer as trained.
+
+    Files are taken as they are, never saved again by a library, which adds and renames keys. Only the template is
+    put in its one place: a second copy in the tokenizer's configuration would win in the converter.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    own_weights = any(out.glob("model*.safetensors"))
+    for path in model_files(base):
+        if own_weights and (path.name.startswith("model") or path.name == "config.json"):
+            continue
+        _replace(path, out / path.name, link=path.suffix == ".safetensors")
+    if tokenizer != base:
+        for path in model_files(tokenizer):
+            if path.name not in ("config.json", "generation_config.json"):
+                _replace(path, out / path.name)
+    if template is not None:
+        config = out / "tokenizer_config.json"
+        if config.is_file():
+            write_json(config, {key: value for key, value in read_json(config).items() if key != "chat_template"})
+        (out / "chat_template.json").unlink(missing_ok=True)
+        write_text(out / TEMPLATE, template)
+
+
+def _replace(source: Path, target: Path, *, link: bool = False) -> None:
+    target.unlink(missing_ok=True)
+    if link:
+        target.symlink_to(source.resolve())
+    else:
+        shutil.copyfile(source, target)

@@ -1,0 +1,42 @@
+"""Serving at home: the current model as an OpenAI-compatible endpoint, in a container or in a child process."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from local.endpoint import Endpoint
+from local.serve_docker import (
+    api_key,
+    current_gguf,
+    docker_available,
+    docker_problem,
+    serve_with_docker,
+    stop,
+)
+from local.serve_process import serve_in_process
+
+__all__ = [
+    "Endpoint",
+    "Engine",
+    "api_key",
+    "current_gguf",
+    "docker_available",
+    "docker_problem",
+    "pick_engine",
+    "serve_in_process",
+    "serve_with_docker",
+    "stop",
+]
+
+Engine = Literal["docker", "process"]
+
+
+def pick_engine(wanted: Engine | None = None) -> tuple[Engine, str]:
+    """The engine to serve with, and why: the one that is asked for, else Docker where it answers.
+
+    A container serves several requests at once and is fenced in, so it is preferred.
+    """
+    if wanted is not None:
+        return wanted, "asked for"
+    problem = docker_problem()
+    return ("docker", "Docker answers") if problem is None else ("process", problem)

@@ -1,0 +1,100 @@
+"""Makes the ticket of an attempt: the spec, and one URL for each object that the machine may read or write."""
+
+from __future__ import annotations
+
+from infra.gpus import find_gpu
+from infra.offers import Offer
+from infra.provider import Order
+from infra.store import Store
+from jobs.spec import RunSpec
+from jobs.ticket import ATTEMPT_OUTPUTS, RUN_OUTPUTS, STOP, Input, Output, Ticket
+from local.records import Attempt, attempt_prefix, run_prefix
+
+# URLs outlive the deadline by a little, so that clocks that differ do not lose a result.
+URL_GRACE = 900.0
+# Share of the time, and bounds in seconds, that are kept to save, upload and verify.
+RESERVE_SHARE, RESERVE_LEAST, RESERVE_MOST = 0.1, 5.0, 600.0
+
+
+def save_reserve(seconds: float) -> float:
+    """How many of an attempt's seconds are kept for saving, uploading and verifying."""
+    return min(max(seconds * RESERVE_SHARE, RESERVE_LEAST), RESERVE_MOST)
+
+
+def input_key(run_id: str, path: str) -> str:
+    return f"{run_prefix(run_id)}/inputs/{path}"
+
+
+def base_input(path: str) -> str:
+    """Where a file of a folder base lies among the inputs."""
+    return f"base/{path}"
+
+
+def make_ticket(store: Store, spec: RunSpec, attempt: Attempt, heartbeat_every: float) -> Ticket:
+    """The ticket for one attempt; its URLs cover this run's prefix only and end soon after the deadline."""
+    until = attempt.deadline + URL_GRACE
+    prefix = attempt_prefix(spec.run_id, attempt.number)
+
+    def output(key: str) -> Output:
+        return Output(put=store.url_to_put(key, until), get=store.url_to_get(key, until))
+
+    files = {spec.data.train.path: spec.data.train} | {base_input(f.path): f for f in spec.base.files}
+    inputs = tuple(
+        Input(path, store.url_to_get(input_key(spec.run_id, path), until), f.sha256, f.bytes)
+        for path, f in files.items()
+    )
+    outputs = {name: output(f"{prefix}/{name}") for name in ATTEMPT_OUTPUTS}
+    outputs |= {name: output(f"{run_prefix(spec.run_id)}/{name}") for name in RUN_OUTPUTS}
+    return Ticket(
+        run_id=spec.run_id,
+        attempt=attempt.number,
+        name=attempt.name,
+        deadline=attempt.deadline,
+        save_reserve=save_reserve(attempt.deadline - attempt.created_at),
+        heartbeat_every=heartbeat_every,
+        spec=spec.model_dump(mode="json"),
+        inputs=inputs,
+        outputs=outputs,
+        stop=store.url_to_get(f"{prefix}/{STOP}", until),
+        rented=attempt.offer.rate_usd > 0,
+    )
+
+
+def put_ticket(store: Store, ticket: Ticket) -> str:
+    """Store the ticket; the URL to it is the only thing that a machine is told."""
+    key = ticket_key(ticket.run_id, ticket.attempt)
+    store.put_bytes(key, ticket.to_json())
+    return store.url_to_get(key, ticket.deadline + URL_GRACE)
+
+
+def make_order(spec: RunSpec, attempt: Attempt, ticket_url: str) -> Order:
+    """What the provider is asked for."""
+    planned = attempt.offer
+    offer = Offer(
+        provider=planned.provider,
+        id=planned.id,
+        gpu=find_gpu(planned.id),
+        memory_gb=planned.memory_gb,
+        count=planned.count,
+        rate_usd=planned.rate_usd,
+        stock="unknown",
+        cloud=planned.cloud,
+        spot=planned.spot,
+    )
+    machine = spec.machine
+    return Order(
+        name=attempt.name,
+        ticket_url=ticket_url,
+        deadline=attempt.deadline,
+        image=spec.image,
+        offer=offer if planned.rate_usd > 0 else None,
+        disk_gb=machine.disk_gb,
+        data_centers=machine.data_centers,
+        registry=machine.registry,
+        secrets=machine.secrets,
+        bid_usd=planned.rate_usd if planned.spot else None,
+    )
+
+
+def ticket_key(run_id: str, attempt: int) -> str:
+    return f"{attempt_prefix(run_id, attempt)}/ticket.json"

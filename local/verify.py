@@ -1,0 +1,376 @@
+"""Is the file that would be served the model that was trained? Checked before a version exists.
+
+It loads, with the types that were planned; it is of the right architecture; it carries the trained chat template;
+template and tokenizer give the same token ids here as in training, over the run's own rows and over odd text; it stops
+where it should; and how far its predictions are from the 16-bit merge is measured, and not too far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from cloudft.errors import VerifyError
+from local import divergence
+from local.progress import Progress, silent
+from local.worker import run_worker
+
+Messages = list[dict[str, str]]
+Predict = Callable[[list[list[int]]], Any]  # rows of token ids → logits (tokens, vocabulary)
+
+REFERENCE_TOKENS = 192  # compared with the 16-bit merge; enough to see a broken file, seconds on a large model
+
+# Looked at beside the run's own rows, which may all be in one script. Composed characters only: some tokenizers compose
+# (NFC) and llama.cpp does not, which is upstream's known gap and no fault of a file.
+ODD_TEXTS = (
+    "Où est-il ? 你好，世界 👩‍💻 — «naïve» 3.14",
+    "日本語のテキスト、한국어 텍스트 und Übergrößenträger",
+    "🚀 (normal) 😶‍🌫️ 🇨🇭🧑🏽‍🚀 ✅ 🦙🦙 3 33 333 3333 ------======= нещо на Български",
+    "def f(x):\n\treturn {'a': [1, 2]}  # ok\n\n\n    if x != 0x1F: pass\n",
+    "  two  spaces, a tab\tand   1234567890 3.14159e-10 $%^&*()",
+    "I'm you're we'll they'd I'M YOU'RE",
+)
+
+
+class Verification(BaseModel):
+    """What was found. Divergence in nats per token; agreement is the share of equal most likely tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    architecture: str
+    conversations: int
+    tokens: int
+    end_of_turn: str
+    reference_tokens: int = 0
+    kl_divergence: float | None = None
+    kl_limit: float | None = None
+    top1_agreement: float | None = None
+    tensor_types: dict[str, int] = {}
+
+
+def verify_gguf(
+    gguf: Path,
+    tokenizer: Path,
+    samples: list[Messages],
+    *,
+    template: str | None = None,
+    reference: Path | None = None,
+    architecture: str | None = None,
+    progress: Progress = silent,
+) -> Verification:
+    """Check a GGUF file against the tokenizer and template of training, in a child process.
+
+    Args:
+        tokenizer: folder with the tokenizer as trained (an adapter's or a model's).
+        samples: conversations; each is rendered and tokenised by both sides.
+        template: the trained chat template; None: the one in the tokenizer's folder.
+        reference: a 16-bit GGUF file of the same model, to measure the loss against.
+        architecture: llama.cpp's name for what the file should be; None: any.
+
+    Raises:
+        VerifyError: the file is not fit to be served; the message names the cause.
+    """
+    with tempfile.TemporaryDirectory(prefix="cloudft-verify-") as folder:
+        found = run_worker(
+            "verify",
+            {
+                "gguf": str(gguf.resolve()),
+                "tokenizer": str(tokenizer.resolve()),
+                "template": template,
+                "samples": samples,
+                "reference": str(reference.resolve()) if reference else None,
+                "architecture": architecture,
+            },
+            Path(folder),
+            progress,
+        )
+    return Verification.model_validate(found)
+
+
+def inspect(
+    *,
+    gguf: str,
+    tokenizer: str,
+    template: str | None,
+    samples: list[Messages],
+    reference: str | Predict | None,
+    architecture: str | None,
+    progress: Progress,
+    types: dict[str, str] | None = None,
+    kind: str | None = None,
+    limit: float | None = None,
+    explain: Callable[[list[list[int]], float], str] | None = None,
+) -> dict[str, Any]:
+    """``verify_gguf`` from inside the child process; returns the fields of a ``Verification``.
+
+    Args:
+        reference: the 16-bit model to measure the loss against: a GGUF file, or what predicts.
+        types: tensor name → type, as planned.
+        kind: type of the file, which decides what it may lose; None: the loss is measured only.
+        limit: what it may lose instead, in nats per token.
+        explain: called with the rows and the divergence when that is too much; says where it was lost.
+    """
+    progress("verify", 0, 4, "checks", "load")
+    from transformers import AutoTokenizer
+
+    trained: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    counts = _planned_types(gguf, types)
+    model = _load(gguf)
+    found = model.metadata.get("general.architecture", "")
+    if architecture and found != architecture:
+        raise VerifyError(f"{gguf}: the architecture is {found!r}, but the base is {architecture!r}")
+    template = template or _own_template(trained)
+    _same_template(model, template)
+    progress("verify", 1, 4, "checks", "template and tokens")
+    rows = samples + odd_conversations(trained)
+    ids = [_same_tokens(model, trained, template, row) for row in rows] if template else []
+    odd = [_same_ids(model, trained, text) for text in ODD_TEXTS]
+    progress("verify", 2, 4, "checks", "end of turn")
+    result: dict[str, Any] = {
+        "architecture": found,
+        "conversations": len(ids),
+        "tokens": sum(map(len, ids)) + sum(map(len, odd)),
+        "end_of_turn": _end_of_turn(model, trained, ids),
+        "tensor_types": counts,
+    }
+    _stops(model, trained.eos_token_id, (ids or odd)[0])
+    progress("verify", 3, 4, "checks", "predictions")
+    compared = _first_tokens(ids or odd)
+    result |= _compare(model, reference, compared)
+    if kind is not None and result.get("kl_divergence") is not None:
+        result["kl_limit"] = limit if limit is not None else divergence.limit_of(kind)
+        if result["kl_divergence"] > result["kl_limit"]:
+            raise _too_far(kind, result, explain(compared, result["kl_divergence"]) if explain else "")
+    progress("verify", 4, 4, "checks")
+    return Verification.model_validate(result).model_dump()
+
+
+def _too_far(kind: str, found: dict[str, Any], where: str) -> VerifyError:
+    better = divergence.finer(kind)
+    return VerifyError(
+        f"the {kind} file predicts too differently from the 16-bit merge: {found['kl_divergence']:.3f} nats per token "
+        f"over {found['reference_tokens']} tokens, at most {found['kl_limit']:g} are allowed; "
+        f"{found['top1_agreement']:.0%} of the most likely tokens agree" + (f". {where}" if where else ""),
+        effect="no version was made, and what is served stays as it is",
+        hint=f"try a finer type:  cloudft quantize --type {better}"
+        if better
+        else "report this with the run's spec.json",
+    )
+
+
+def _planned_types(gguf: str, types: dict[str, str] | None) -> dict[str, int]:
+    """How many tensors there are of each type, which must be those that were planned."""
+    from local import ggml
+
+    if types is None:
+        return {}
+    found = ggml.tensor_types(Path(gguf))
+    for name in sorted(set(found) | set(types)):
+        if found.get(name) != types.get(name, "").upper():
+            raise VerifyError(f"{gguf}: {name} is {found.get(name)}, and {types.get(name)} was planned")
+    names = sorted(found.values())
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def _same_template(model: Any, template: str | None) -> None:
+    served = model.metadata.get("tokenizer.chat_template")
+    if template is not None and served != template:
+        raise VerifyError(
+            "the chat template in the file is not the trained one"
+            if served
+            else "the file carries no chat template, and the model was trained with one"
+        )
+
+
+def odd_conversations(trained: Any) -> list[Messages]:
+    """Conversations of odd text, and one whose user writes the tokenizer's own special tokens."""
+    special = " ".join(dict.fromkeys(list(trained.all_special_tokens)[:6]))
+    texts = [*ODD_TEXTS, f"what does {special} mean? {special}"]
+    return [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": ODD_TEXTS[i % len(ODD_TEXTS)]}]
+        for i, text in enumerate(texts, 1)
+    ]
+
+
+def _own_template(tokenizer: Any) -> str | None:
+    own = tokenizer.chat_template
+    return own.get("default") if isinstance(own, dict) else own
+
+
+def _load(gguf: str) -> Any:
+    """The model in llama.cpp, on the CPU, keeping the logits of every position."""
+    import jinja2
+    from llama_cpp import Llama
+
+    try:
+        with _weights_stay_mapped():
+            return Llama(
+                gguf,
+                n_ctx=REFERENCE_TOKENS,
+                n_batch=REFERENCE_TOKENS,
+                n_threads=len(os.sched_getaffinity(0)),
+                n_gpu_layers=0,
+                logits_all=True,
+                verbose=True,
+            )
+    except jinja2.TemplateError as exc:
+        raise VerifyError(f"{gguf}: its chat template can't be read by the server: {exc}") from exc
+    except ValueError as exc:
+        raise VerifyError(f"llama.cpp can't load {gguf}: {exc}") from exc
+
+
+@contextlib.contextmanager
+def _weights_stay_mapped() -> Iterator[None]:
+    """llama.cpp would make a second, repacked copy of all weights in memory; ``Llama`` has no option against it."""
+    from llama_cpp import llama_cpp
+
+    real = llama_cpp.llama_model_default_params
+
+    def mapped() -> Any:
+        params = real()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama_model_default_params = mapped
+    try:
+        yield
+    finally:
+        llama_cpp.llama_model_default_params = real
+
+
+def _same_tokens(model: Any, trained: Any, template: str, messages: Messages) -> list[int]:
+    """The token ids of a conversation, which must be the same in training and in serving, prompt and whole."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    ids: list[int] = []
+    ends_answered = bool(messages) and messages[-1]["role"] == "assistant"
+    views = [(messages[:-1], True), (messages, False)] if ends_answered else [(messages, True)]
+    for part, prompt in views:
+        text = trained.apply_chat_template(part, chat_template=template, tokenize=False, add_generation_prompt=prompt)
+        served = Jinja2ChatFormatter(
+            model.metadata["tokenizer.chat_template"],
+            eos_token=trained.eos_token or "",
+            bos_token=trained.bos_token or "",
+            add_generation_prompt=prompt,
+        )(messages=part).prompt
+        if served != text:
+            at = next((i for i, (a, b) in enumerate(zip(served, text, strict=False)) if a != b), 0)
+            raise VerifyError(
+                f"the chat template renders differently when served, from character {at}: "
+                f"{served[at : at + 40]!r} instead of {text[at : at + 40]!r}"
+            )
+        ids = _same_ids(model, trained, text)
+    return ids
+
+
+def _same_ids(model: Any, trained: Any, text: str) -> list[int]:
+    """The token ids of a text, which both sides must agree on."""
+    ids = list(trained(text, add_special_tokens=False)["input_ids"])
+    _refuse_other_ids(model, trained, ids, model.tokenize(text.encode(), add_bos=False, special=True))
+    return ids
+
+
+def _refuse_other_ids(model: Any, trained: Any, wanted: list[int], got: list[int]) -> None:
+    if got == wanted:
+        return
+    pairs = zip(wanted, got, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(wanted), len(got)))
+    here = model.detokenize(got[at : at + 3], special=True).decode("utf-8", "replace")
+    raise VerifyError(
+        f"the tokenizer in the file is not the trained one: token {at} of a conversation is {got[at : at + 3]} "
+        f"({here!r}) when served and {wanted[at : at + 3]} ({trained.decode(wanted[at : at + 3])!r}) in training"
+    )
+
+
+def _end_of_turn(model: Any, trained: Any, conversations: list[list[int]]) -> str:
+    """The token that ends the assistant's turn; llama.cpp must take it as an end, or an answer never stops."""
+    from llama_cpp import llama_cpp
+
+    def ends(token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(model._model.vocab, token))
+
+    if trained.eos_token_id is None or not ends(trained.eos_token_id):
+        raise VerifyError(
+            f"llama.cpp does not know the end-of-text token {trained.eos_token!r}: answers would not stop"
+        )
+    special = set(trained.all_special_ids) | set(trained.added_tokens_decoder)
+    for ids in conversations:
+        last = next((i for i in reversed(ids) if i in special or trained.decode([i]).strip()), None)
+        if last is None or last not in special:
+            continue  # the template ends a turn without a token of its own: the tokenizer's end-of-text does it
+        if not ends(last):
+            raise VerifyError(
+                f"the template ends a turn with {trained.decode([last])!r}, which llama.cpp does not take as an end: "
+                "answers would not stop"
+            )
+        return str(trained.decode([last]))
+    return str(trained.eos_token)
+
+
+def _stops(model: Any, end: int, prompt: list[int]) -> None:
+    """Let the model choose its end token, and see that the answer ends there."""
+    from llama_cpp import LogitsProcessorList
+
+    def choose(_ids: Any, scores: Any) -> Any:
+        scores[:] = -1e9
+        scores[end] = 0
+        return scores
+
+    answer = model.create_completion(
+        prompt[: REFERENCE_TOKENS // 2], max_tokens=3, temperature=0, logits_processor=LogitsProcessorList([choose])
+    )
+    (choice,) = answer["choices"]
+    if choice["finish_reason"] != "stop" or choice["text"]:
+        raise VerifyError(f"the end-of-text token does not end an answer in llama.cpp: it gave {choice['text']!r}")
+
+
+def _first_tokens(conversations: list[list[int]]) -> list[list[int]]:
+    rows: list[list[int]] = []
+    left = REFERENCE_TOKENS
+    for ids in conversations:
+        if left > 0 and ids:
+            rows.append(ids[:left])
+            left -= len(rows[-1])
+    return rows
+
+
+def _compare(model: Any, reference: str | Predict | None, rows: list[list[int]]) -> dict[str, Any]:
+    """How far the predictions are from the reference's."""
+    import numpy as np
+
+    ours = logits(model, rows or [[model.token_eos()]])
+    if not np.isfinite(ours).all():
+        raise VerifyError("the file's predictions are not finite numbers: it is damaged, or the training diverged")
+    if reference is None or not rows:
+        return {}
+    model.close()
+    theirs = logits(_load(reference), rows) if isinstance(reference, str) else reference(rows)
+    kl, agreement = divergence.compare(ours, theirs)
+    return {"reference_tokens": len(ours), "kl_divergence": round(kl, 6), "top1_agreement": round(agreement, 4)}
+
+
+def predictions_of(gguf: Path, rows: list[list[int]]) -> Any:
+    """What a GGUF file predicts: logits (tokens, vocabulary)."""
+    model = _load(str(gguf))
+    try:
+        return logits(model, rows)
+    finally:
+        model.close()
+
+
+def logits(model: Any, rows: list[list[int]]) -> Any:
+    """Logits at every token of every row, as (tokens, vocabulary)."""
+    import numpy as np
+
+    out = []
+    for ids in rows:
+        model.reset()
+        model.eval(ids)
+        out.append(model.scores[: len(ids)].copy())
+    return np.concatenate(out)

@@ -1,0 +1,108 @@
+"""cloudft.yaml: every mistake is named with its place, and a misspelt key with the right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from cloudft.errors import ConfigError
+from local.config import Config, json_schema, load_config
+from local.project import find_project
+
+GOOD = {"project": "tickets", "base": "org/model", "data": {"path": "d.jsonl"}, "task": {"schema": "s.json"}}
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "cloudft.yaml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def refusal(tmp_path: Path, text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert "nothing was started" in caught.value.effect
+    return caught.value
+
+
+def test_defaults_are_the_embedded_ones(tmp_path: Path) -> None:
+    config = load(tmp_path, yaml.safe_dump(GOOD))
+    assert (config.provider, config.store_config().url, config.data.holdout) == ("local", "./store", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "right"),
+    [
+        (None, "bse", "base"),
+        ("train", "lerning_rate", "learning_rate"),
+        ("data", "hold_out", "holdout"),
+        ("task", "shema", "schema"),
+        ("serve", "prot", "port"),
+    ],
+)
+def test_an_unknown_key_gets_the_nearest_right_one(tmp_path: Path, section: str | None, wrong: str, right: str) -> None:
+    config: dict[str, object] = {**GOOD}
+    if section:
+        config[section] = {**dict(GOOD.get(section, {})), wrong: 1}  # type: ignore[call-overload]
+    else:
+        config[wrong] = 1
+    error = refusal(tmp_path, yaml.safe_dump(config))
+    place = f"{section}.{wrong}" if section else wrong
+    assert f"{place}: unknown key; did you mean {right!r}?" in error.what
+
+
+def test_an_unknown_key_in_the_store_section(tmp_path: Path) -> None:
+    error = refusal(tmp_path, yaml.safe_dump({**GOOD, "store": {"url": "s3://b", "endpoint": "http://x"}}))
+    assert "did you mean 'endpoint_url'?" in error.what
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    error = refusal(tmp_path, "project: Bad Name\ntrain: {epochs: -1}\n")
+    for place in ("project", "base", "data", "task", "train.epochs"):
+        assert f"\n  {place}: " in error.what
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "empty"),
+        ("- a\n- b\n", "list"),
+        ("project: [unclosed\nbase: x\n", "line 2"),
+        ("project: a\n\tbase: b\n", "line 2"),
+    ],
+)
+def test_a_malformed_file_says_where(tmp_path: Path, text: str, says: str) -> None:
+    assert says in refusal(tmp_path, text).what
+
+
+def test_a_missing_file_and_a_missing_project_say_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "cloudft.yaml")
+    assert "cloudft init" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"no cloudft\.yaml") as caught:
+        find_project(tmp_path)
+    assert "cloudft init" in caught.value.hint
+
+
+def test_a_project_is_found_from_a_folder_inside(tmp_path: Path) -> None:
+    (tmp_path / "cloudft.yaml").touch()
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    assert find_project(tmp_path / "data" / "deep").root == tmp_path.resolve()
+
+
+def test_the_schema_for_editors_agrees_with_the_loader(tmp_path: Path) -> None:
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert validator.is_valid(GOOD)
+    assert not validator.is_valid({**GOOD, "lerning_rate": 1})
+    assert not validator.is_valid({k: v for k, v in GOOD.items() if k != "base"})
+
+
+@pytest.mark.parametrize("value", ["hf_" + "a" * 34, "two words", "x" * 60])
+def test_a_secret_is_named_and_never_written_down(tmp_path: Path, value: str) -> None:
+    error = refusal(tmp_path, yaml.safe_dump({**GOOD, "machine": {"secrets": {"HF_TOKEN": value}}}))
+    assert "HF_TOKEN must name a secret" in error.what
+    assert value not in error.what
+    assert load(tmp_path, yaml.safe_dump({**GOOD, "machine": {"secrets": {"HF_TOKEN": "my_hf_token"}}}))

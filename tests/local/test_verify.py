@@ -1,0 +1,192 @@
+"""A file that is not the model that was trained is named for what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudft.errors import VerifyError
+from local.toolchain import Toolchain
+from local.verify import inspect, odd_conversations, verify_gguf
+from local.versions import Version
+from tests.local.quantize_fixtures import (
+    ROWS,
+    TEMPLATE,
+    TRAINED,
+    Quantised,
+    no_progress,
+    quantised,
+    tiny_adapter,
+    tiny_base,
+    toolchain,
+)
+
+__all__ = ["quantised", "tiny_adapter", "tiny_base", "toolchain"]
+
+SAMPLES = [row["messages"] for row in ROWS[:2]]
+
+
+@pytest.fixture
+def version(quantised: Quantised) -> Version:
+    return quantised.version
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path, tiny_adapter: Path) -> Path:
+    """The tokenizer as trained; a copy that a test may change."""
+    return Path(shutil.copytree(tiny_adapter, tmp_path / "tokenizer"))
+
+
+def rewrite(toolchain: Toolchain, gguf: Path, out: Path, *options: str) -> Path:
+    """The file with other metadata, by upstream's own script."""
+    script = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force", *options, str(gguf), str(out)]
+    subprocess.run(script, cwd=toolchain.root / "gguf-py", check=True, capture_output=True)
+    return out
+
+
+def check(gguf: Path, tokenizer: Path, template: str = TRAINED, architecture: str | None = None) -> dict[str, Any]:
+    """The checks without the child process, which costs seconds."""
+    return inspect(
+        gguf=str(gguf),
+        tokenizer=str(tokenizer),
+        template=template,
+        samples=SAMPLES,
+        reference=None,
+        architecture=architecture,
+        progress=no_progress,
+    )
+
+
+def test_a_good_file_passes(version: Version, tokenizer: Path) -> None:
+    found = verify_gguf(
+        version.gguf, tokenizer, SAMPLES, template=TRAINED, reference=version.gguf, architecture="qwen2"
+    )
+    assert found.architecture == "qwen2"
+    assert found.end_of_turn == "<|im_end|>"
+    assert found.tokens > 100
+    assert (found.kl_divergence, found.top1_agreement) == (0.0, 1.0)  # against itself
+
+
+def test_a_wrong_template(version: Version, tokenizer: Path) -> None:
+    with pytest.raises(VerifyError, match="the chat template in the file is not the trained one"):
+        check(version.gguf, tokenizer, TEMPLATE)
+
+
+def test_a_file_without_a_template(version: Version, tokenizer: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+    bare = rewrite(toolchain, version.gguf, tmp_path / "bare.gguf", "--remove-metadata", "tokenizer.chat_template")
+    with pytest.raises(VerifyError, match="carries no chat template"):
+        check(bare, tokenizer)
+
+
+def test_a_template_that_the_server_cannot_read(
+    version: Version, tokenizer: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    template = "{% for message in messages %}"
+    broken = rewrite(toolchain, version.gguf, tmp_path / "broken.gguf", "--chat-template", template)
+    with pytest.raises(VerifyError, match="chat template can't be read"):
+        check(broken, tokenizer, template)
+
+
+def test_a_wrong_architecture(version: Version, tokenizer: Path) -> None:
+    with pytest.raises(VerifyError, match="the architecture is 'qwen2', but the base is 'llama'"):
+        check(version.gguf, tokenizer, architecture="llama")
+
+
+def test_a_wrong_tokenizer(version: Version, tokenizer: Path) -> None:
+    definition = json.loads((tokenizer / "tokenizer.json").read_text())
+    definition["model"]["merges"] = definition["model"]["merges"][5:]
+    (tokenizer / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(VerifyError, match=r"the tokenizer in the file is not the trained one: token \d+ of"):
+        check(version.gguf, tokenizer)
+
+
+def test_an_end_of_text_that_llama_cpp_does_not_know(version: Version, tokenizer: Path) -> None:
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    config["eos_token"] = "<|im_start|>"
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(VerifyError, match=r"does not know the end-of-text token '<\|im_start\|>'"):
+        check(version.gguf, tokenizer)
+
+
+def test_a_turn_that_does_not_end(version: Version, tokenizer: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+    template = TRAINED.replace("<|im_end|>", "<|im_start|>")
+    endless = rewrite(toolchain, version.gguf, tmp_path / "endless.gguf", "--chat-template", template)
+    with pytest.raises(VerifyError, match=r"ends a turn with '<\|im_start\|>'.*would not stop"):
+        check(endless, tokenizer, template)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1000])
+def test_a_truncated_file(version: Version, tokenizer: Path, tmp_path: Path, keep: int) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(version.gguf.read_bytes()[:keep])
+    with pytest.raises(VerifyError, match="can't load"):
+        check(cut, tokenizer)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(VerifyError, match="can't load"):
+        verify_gguf(tmp_path / "none.gguf", tokenizer, SAMPLES)
+
+
+def test_types_that_were_not_planned(version: Version) -> None:
+    from local.ggml import tensor_types
+    from local.verify import _planned_types
+
+    planned = tensor_types(version.gguf)
+    assert _planned_types(str(version.gguf), planned)["Q4_K"] > 5
+    with pytest.raises(VerifyError, match=r"blk\.0\.attn_q\.weight is Q4_K, and Q6_K was planned"):
+        _planned_types(str(version.gguf), planned | {"blk.0.attn_q.weight": "Q6_K"})
+    del planned["blk.0.attn_q.weight"]
+    with pytest.raises(VerifyError, match=r"blk\.0\.attn_q\.weight is Q4_K, and None was planned"):
+        _planned_types(str(version.gguf), planned)
+
+
+def test_odd_text_and_special_tokens_in_a_users_text_are_looked_at(version: Version, tokenizer: Path) -> None:
+    from transformers import AutoTokenizer
+
+    trained = AutoTokenizer.from_pretrained(tokenizer)
+    written = json.dumps(odd_conversations(trained), ensure_ascii=False)
+    assert "<|im_end|> <|endoftext|>" in written
+    assert all(part in written for part in ("👩‍💻", "你好", "日本語", "def f(x)"))
+    without = check(version.gguf, tokenizer)
+    assert without["conversations"] == len(SAMPLES) + len(odd_conversations(trained))
+
+
+def test_a_tokenizer_that_differs_only_in_emoji(version: Version, tokenizer: Path) -> None:
+    """The run's own rows would never show it."""
+    definition = json.loads((tokenizer / "tokenizer.json").read_text())
+    vocabulary = definition["model"]["vocab"]
+    first, second = sorted(vocabulary)[-1], sorted(vocabulary)[-2]  # bytes that only other scripts use
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (tokenizer / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(VerifyError, match="the tokenizer in the file is not the trained one"):
+        check(version.gguf, tokenizer)
+
+
+def test_an_answer_that_goes_on_after_its_end(version: Version) -> None:
+    from local.verify import _load, _stops
+
+    model = _load(str(version.gguf))
+    _stops(model, model.token_eos(), [50, 51, 52])
+    with pytest.raises(VerifyError, match="does not end an answer"):
+        _stops(model, 60, [50, 51, 52])
+
+
+def test_predictions_that_are_too_far_off(version: Version, tokenizer: Path) -> None:
+    import numpy as np
+
+    def other(rows: list[list[int]]) -> Any:
+        return np.random.default_rng(0).normal(0, 3, (sum(map(len, rows)), 512)).astype(np.float32)
+
+    arguments = {"gguf": str(version.gguf), "tokenizer": str(tokenizer), "template": TRAINED, "samples": SAMPLES}
+    rest = {"reference": other, "architecture": None, "progress": no_progress}
+    assert inspect(**arguments, **rest)["kl_divergence"] > 1  # type: ignore[arg-type]  # measured only
+    with pytest.raises(VerifyError, match=r"at most 0\.05 are allowed") as caught:
+        inspect(**arguments, **rest, kind="Q8_0")  # type: ignore[arg-type]
+    assert "--type F16" in caught.value.hint
