@@ -1,0 +1,148 @@
+"""What the commands share: their common options, the run they mean, and what Ctrl-C says."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import gmtime, strftime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cloudft.errors import Interrupted
+from cloudft.output import Output
+
+if TYPE_CHECKING:
+    from local.project import Project
+    from local.session import Session
+    from local.watch import View
+
+
+def cloudft_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with ``--json`` and ``--directory``; the function gets ``out: Output`` and ``directory: Path``."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @click.command(name)
+        @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for a program.")
+        @click.option(
+            "-C",
+            "--directory",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=Path(),
+            help="Work as if started in this folder.",
+        )
+        @functools.wraps(function)
+        def wrapped(*args: Any, as_json: bool, directory: Path, **kwargs: Any) -> None:
+            function(*args, out=Output(name, as_json), directory=directory, **kwargs)
+
+        return wrapped
+
+    return decorate
+
+
+# In words: the command line is shown without loading the packages that know them. A test holds them together.
+RENTERS = ("runpod", "modal")
+PROVIDERS = ("local", "docker", *RENTERS, "auto", "manual")
+
+max_rate_option = click.option(
+    "--max-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Most dollars per hour; stands in for a price that the provider does not tell.",
+)
+
+
+def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise click.BadParameter("a budget is a number of dollars above 0, such as 5 or 2.50")
+    return value
+
+
+budget_option = click.option(
+    "--budget", type=float, callback=_finite, metavar="USD", help="Most dollars that the run may cost."
+)
+run_argument = click.argument("run_id", metavar="[RUN]", required=False)
+
+
+def open_project(directory: Path) -> Project:
+    from local.project import find_project
+
+    return find_project(directory)
+
+
+def open_run(directory: Path, run_id: str | None) -> Session:
+    """The run that a command means: the one named, or the latest."""
+    from local.session import open_session
+
+    project = open_project(directory)
+    return open_session(project, project.pick_run(run_id))
+
+
+@contextlib.contextmanager
+def if_interrupted(what: str, effect: str, hint: str = "") -> Iterator[None]:
+    """Say at Ctrl-C what goes on running, what it costs, and how to come back to it."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise Interrupted(what, effect=effect, hint=hint) from exc
+
+
+@contextlib.contextmanager
+def goes_on(session: Session, what: str) -> Iterator[None]:
+    """Say at Ctrl-C that the run goes on by itself, whether it is billed, and when that ends at the latest."""
+    from local.watch import billed_now
+
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        record = session.record()
+        effect = "the training goes on by itself; on this computer it costs nothing"
+        back = "cloudft status --follow"
+        if billed_now(record):
+            end = strftime("%Y-%m-%d %H:%M UTC", gmtime(record.attempt.deadline))
+            effect = (
+                f"the training goes on by itself and you are being billed: ${record.worst_case():.2f} at most; "
+                f"the machine ends itself by {end}"
+            )
+            back = "cloudft watch"
+        raise Interrupted(
+            f"{what} run {record.run_id}", effect=effect, hint=f"{back}    or end it:  cloudft cancel"
+        ) from exc
+
+
+def follow_to_end(session: Session, out: Output, may_rent: bool = False) -> View:
+    """Watch a run with a live bar until it has ended; Ctrl-C leaves it running. ``may_rent``: the next machine too."""
+    from local.watch import follow
+
+    session = replace(session, may_rent=may_rent)
+    view: View | None = None
+    with goes_on(session, "no longer watching"), out.progress() as progress:
+        for view in follow(session):
+            now = view.progress
+            progress(view.phase, now.get("step") or 0, now.get("max_steps"), "steps", training_note(view))
+    assert view is not None
+    return view
+
+
+def training_note(view: View) -> str:
+    """Step, loss and time left, in one short text."""
+    now = view.progress
+    if not now.get("step"):
+        return view.reason
+    parts = [f"step {now['step']}/{now.get('max_steps', '?')}"]
+    if now.get("loss") is not None:
+        parts.append(f"loss {now['loss']:.4f}")
+    if now.get("eta_s") is not None and not view.ended:
+        parts.append(f"{duration(now['eta_s'])} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,98 @@
+"""``cloudft quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cloudft.commands.common import cloudft_command, if_interrupted, open_project, run_argument
+from cloudft.errors import UsageError
+from cloudft.output import Output
+
+if TYPE_CHECKING:
+    from local.versions import Version
+
+
+@cloudft_command("quantize")
+@run_argument
+@click.option(
+    "--type",
+    "kinds",
+    multiple=True,
+    default=["Q4_K_M"],
+    show_default=True,
+    help="Quantisation type; may be given several times, all come from one read. The first becomes the current model.",
+)
+@click.option("--imatrix", is_flag=True, help="Learn from the training data which weights matter.")
+@click.option("--adapter-only", is_flag=True, help="Write the adapter alone, as a LoRA GGUF file; nothing is merged.")
+@click.option(
+    "--model",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Quantise the model in this folder, such as a full fine-tune, instead of a run's adapter.",
+)
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0),
+    help="Largest divergence from the 16-bit merge to accept, in nats per token.",
+)
+def command(
+    run_id: str | None,
+    out: Output,
+    directory: Path,
+    kinds: tuple[str, ...],
+    imatrix: bool,
+    adapter_only: bool,
+    folder: Path | None,
+    max_kl: float | None,
+) -> None:
+    """Merge the adapter onto its 16-bit base, quantise, verify, and make it the current model."""
+    from local.quantize import quantize_adapter, quantize_model, quantize_types
+
+    if folder is not None and (run_id is not None or imatrix or adapter_only):
+        raise UsageError("--model stands for a whole model: it takes no run, no --imatrix and no --adapter-only")
+    project = open_project(directory)
+    stopped = if_interrupted(
+        "interrupted", "nothing is half-written: the current model is the one it was", "cloudft quantize"
+    )
+    with stopped, out.progress() as progress:
+        if folder is not None:
+            versions = quantize_model(project, folder, kinds, max_kl=max_kl, progress=progress)
+        elif adapter_only:
+            path = quantize_adapter(project, project.pick_run(run_id), progress=progress)
+        else:
+            run = project.pick_run(run_id)
+            versions = quantize_types(project, run, kinds, imatrix=imatrix, max_kl=max_kl, progress=progress)
+    if adapter_only:
+        size = path.stat().st_size
+        out.result({"adapter": str(path), "bytes": size}, f"adapter alone: {path} ({size / 1e6:.1f} MB)")
+        out.next_commands(f"llama-server --model BASE.gguf --lora {path}")
+        return
+    _show(versions, out)
+
+
+def _show(versions: list[Version], out: Output) -> None:
+    made = [
+        {
+            "version": version.name,
+            "gguf": str(version.gguf),
+            "bytes": version.gguf.stat().st_size,
+            "manifest": version.manifest.model_dump(mode="json"),
+        }
+        for version in versions
+    ]
+    lines = [_line(version) for version in versions]
+    lines.append(f"current model: {versions[0].name}")
+    out.result({**made[0], "versions": made}, "\n".join(lines))
+    out.next_commands("cloudft eval", "docker compose up serve    (or: cloudft serve)")
+
+
+def _line(version: Version) -> str:
+    found = version.manifest.verification
+    size = version.gguf.stat().st_size
+    text = f"version {version.name}: {version.gguf} ({size / 1e6:.1f} MB, verified"
+    if found.kl_divergence is not None and found.top1_agreement is not None:
+        text += f"; {found.kl_divergence:.4f} nats per token from the 16-bit merge, {found.top1_agreement:.0%} agree"
+    return text + (f"; merged {version.manifest.merge})" if version.manifest.merge else ")")

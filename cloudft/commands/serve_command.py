@@ -1,0 +1,97 @@
+"""``cloudft serve``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cloudft.commands.common import cloudft_command, if_interrupted, open_project
+from cloudft.errors import UsageError
+from cloudft.output import Output
+
+if TYPE_CHECKING:
+    from local.endpoint import Endpoint
+    from local.project import Project
+    from local.serve import Engine
+
+
+@cloudft_command("serve")
+@click.option(
+    "--engine",
+    type=click.Choice(["docker", "process"]),
+    help="docker: the container of compose.yaml. process: a child of this command. Default: docker if it answers.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="Port for --engine process; default: serve.port.")
+@click.option("--stop", is_flag=True, help="Stop the container.")
+def command(out: Output, directory: Path, engine: Engine | None, port: int | None, stop: bool) -> None:
+    """Serve the current model with an OpenAI-compatible API on this computer.
+
+    With Docker it does what `docker compose up -d --wait serve` does, and the container runs on. Without, the
+    server lives as long as this command. The API key stands in the project's .env.
+    """
+    from local.serve import pick_engine
+    from local.serve import stop as stop_serving
+
+    project = open_project(directory)
+    if stop:
+        stop_serving(project)
+        out.result({"engine": "docker", "serving": False}, "the container is stopped")
+        return
+    picked, why = pick_engine(engine)
+    if picked == "docker" and port is not None:
+        raise UsageError(
+            "--port is for --engine process; the container's port is serve.port in cloudft.yaml",
+            effect="nothing was started",
+        )
+    out.note(f"engine: {picked} ({why})")
+    if picked == "docker":
+        _docker(project, out)
+    else:
+        _process(project, out, port)
+
+
+def _docker(project: Project, out: Output) -> None:
+    from local.serve import serve_with_docker
+
+    waiting = if_interrupted(
+        "interrupted", "the container may be starting still; it costs nothing", "stop it:  cloudft serve --stop"
+    )
+    with waiting, out.progress() as progress:
+        endpoint = serve_with_docker(project, progress=progress)
+    _say(endpoint, out)
+    out.next_commands("stop it:  cloudft serve --stop")
+
+
+def _process(project: Project, out: Output, port: int | None) -> None:
+    from local.config import load_config
+    from local.serve import api_key, current_gguf, serve_in_process
+
+    config = load_config(project.config_file).serve
+    log = project.state / "serve.log"
+    log.parent.mkdir(exist_ok=True)
+    gguf = current_gguf(project)
+    stopped = if_interrupted("the server has stopped", "nothing is served any more; the model is unchanged")
+    with (
+        stopped,
+        serve_in_process(
+            gguf, api_key=api_key(project), context=config.context, port=port or config.port, log=log
+        ) as endpoint,
+    ):
+        _say(endpoint, out)
+        out.note(f"log: {log}\nstop it with Ctrl-C")
+        while True:
+            time.sleep(3600)
+
+
+def _say(endpoint: Endpoint, out: Output) -> None:
+    """Where it is served, and a request to paste. The key itself is not printed."""
+    request = (
+        f"curl {endpoint.url}/chat/completions -H 'Content-Type: application/json' \\\n"
+        '    -H "Authorization: Bearer $(sed -n s/^CLOUDFT_API_KEY=//p .env)" \\\n'
+        """    -d '{"messages": [{"role": "user", "content": "…"}]}'"""
+    )
+    data = {"url": endpoint.url, "model": endpoint.model, "engine": endpoint.engine, "serving": True}
+    out.result(data, f"serving {endpoint.model} at {endpoint.url}\n\n  {request}\n")

@@ -1,0 +1,136 @@
+"""``cloudft status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import gmtime, strftime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cloudft.commands.common import (
+    cloudft_command,
+    duration,
+    follow_to_end,
+    open_project,
+    open_run,
+    run_argument,
+    training_note,
+)
+from cloudft.errors import CloudftError
+from cloudft.output import Output
+
+if TYPE_CHECKING:
+    from local.watch import View
+
+
+@cloudft_command("status")
+@run_argument
+@click.option("-f", "--follow", is_flag=True, help="Watch until the run has ended.")
+@click.option("--all", "show_all", is_flag=True, help="One line for every run of this project.")
+def command(run_id: str | None, out: Output, directory: Path, follow: bool, show_all: bool) -> None:
+    """Show where a run stands, what it costs and what survives if it stops now."""
+    from local.watch import look
+
+    if show_all:
+        _all(out, directory)
+        return
+    session = open_run(directory, run_id)
+    view = follow_to_end(session, out) if follow else look(session)
+    out.result(view.as_dict(), describe(view))
+    out.next_commands(*next_after(view))
+
+
+def _all(out: Output, directory: Path) -> None:
+    from local.watch import look
+
+    views: list[dict[str, Any]] = []
+    lines: list[str] = []
+    for run_id in open_project(directory).run_ids():
+        try:
+            view = look(open_run(directory, run_id))
+        except CloudftError as exc:
+            # One run whose store is away must not hide the others.
+            views.append({"run_id": run_id, "error": exc.what})
+            lines.append(f"{run_id}  unknown     {exc.what}")
+            continue
+        views.append(view.as_dict())
+        lines.append(f"{run_id}  {view.status:<10}  {training_note(view)}".rstrip())
+    out.result({"runs": views}, "\n".join(lines) or "no runs yet")
+
+
+def describe(view: View) -> str:
+    """A run in six lines."""
+    state = view.status + (f" ({view.reason})" if view.reason else "")
+    lines = [f"run {view.run_id}: {state}"]
+    if not view.ended:
+        beat = f", last heartbeat {view.heartbeat_age:.0f} s ago" if view.heartbeat_age is not None else ""
+        lines.append(f"  phase       {view.phase}{beat}")
+    if view.progress.get("step"):
+        lines.append(f"  training    {training_note(view)}")
+    if not view.ended and view.deadline:
+        lines.append(f"  ends        {strftime('%Y-%m-%d %H:%M UTC', gmtime(view.deadline))} at the latest")
+    lines.append(f"  money       {money(view)}")
+    lines += [f"  refused     {refusal}" for refusal in view.refusals]
+    lines += [f"  receipt     {line}" for line in receipts(view)]
+    lines.append(f"  survives    {view.survives}")
+    return "\n".join(lines)
+
+
+def receipts(view: View) -> list[str]:
+    """One line for each machine that is gone: how long, what it cost at most, and where the time went."""
+    lines = []
+    for attempt in view.attempts:
+        receipt = attempt["receipt"]
+        if receipt is None or view.budget_usd is None:
+            continue
+        rate = receipt["rate_usd"]
+        told = ", ".join(
+            f"{name} {duration(seconds)} ${seconds * rate / 3600:.2f}" for name, seconds in receipt["phases"].items()
+        )
+        resumed = f" from step {receipt['resumed_from']} on" if receipt["resumed_from"] else ""
+        lines.append(
+            f"attempt {attempt['number']}{resumed}, {attempt['offer']['name']}, machine {receipt['machine_id']}, gone: "
+            f"{duration(receipt['seconds'])} at ${rate:.2f}/h ({receipt['price_source']}) = ${receipt['usd']:.2f} "
+            f"at most{_told(receipt)} ({told})"
+        )
+    return lines
+
+
+def _told(receipt: dict[str, Any]) -> str:
+    """The machine's own account of its end, where we saw it gone only much later."""
+    seconds = receipt["told_seconds"]
+    if seconds is None or receipt["seconds"] - seconds < 120:
+        return ""
+    return f"; by its own account it ended after {duration(seconds)} = ${seconds * receipt['rate_usd'] / 3600:.2f}"
+
+
+def money(view: View) -> str:
+    """Spent, worst case and whether it is being billed, in one line."""
+    billed = "you are being billed now" if view.billed_now else "you are not being billed"
+    if view.budget_usd is None:
+        return f"worst case $0.00; {billed}"
+    bound = f"of the budget of ${view.budget_usd:.2f}"
+    return f"spent at most ${view.spent_usd:.2f}, worst case ${view.worst_case_usd:.2f} {bound}; {billed}"
+
+
+def ended_message(view: View) -> str:
+    """One line for a run that has ended with an adapter."""
+    trained = training_note(view)
+    reason = f" ({view.reason})" if view.reason else ""
+    return f"run {view.run_id} {view.status}{reason}{': ' + trained if trained else ''}; {view.survives}"
+
+
+def next_after(view: View) -> tuple[str, ...]:
+    """The commands that follow the state of a run."""
+    if not view.ended:
+        return ("cloudft status --follow", "cloudft logs -f", "cloudft cancel")
+    if view.evaluated:
+        return ("cloudft serve",)
+    if view.quantized:
+        return ("cloudft eval", "cloudft serve")
+    if view.pulled:
+        return ("cloudft quantize",)
+    if view.status in ("completed", "stopped") and "adapter" in view.survives and "no adapter" not in view.survives:
+        return ("cloudft pull && cloudft quantize",)
+    return ("cloudft logs", "cloudft submit")

@@ -1,0 +1,152 @@
+"""``cloudft submit``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from time import gmtime, strftime
+from typing import TYPE_CHECKING
+
+import click
+
+from cloudft.commands.common import (
+    PROVIDERS,
+    budget_option,
+    cloudft_command,
+    follow_to_end,
+    max_rate_option,
+    open_project,
+)
+from cloudft.commands.quotes import quote_table
+from cloudft.commands.status_command import ended_message, money, next_after
+from cloudft.errors import Interrupted, RunFailed
+from cloudft.output import Output
+
+if TYPE_CHECKING:
+    from local.config import ProviderName
+    from local.project import Project
+    from local.quote import Quote
+    from local.submit import Submitted
+
+
+@cloudft_command("submit")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="Where to train.")
+@click.option("--gpu", multiple=True, help="GPU to rent (A10G, 24GB, H100:2); several: in order of preference.")
+@budget_option
+@click.option("--spot/--on-demand", default=None, help="Rent interruptible machines, which are cheaper.")
+@max_rate_option
+@click.option("--detach", is_flag=True, help="Return at once instead of watching the training.")
+def command(
+    out: Output,
+    directory: Path,
+    provider: ProviderName | None,
+    gpu: tuple[str, ...],
+    budget: float | None,
+    spot: bool | None,
+    max_rate: float | None,
+    detach: bool,
+) -> None:
+    """Start a fine-tune of this project.
+
+    Checks config, data, base and store first; nothing is started when one of them is wrong. Then watches the
+    training. Ctrl-C stops the watching, not the training.
+    """
+    project = open_project(directory)
+    from local.config import Wanted
+    from local.session import open_session
+    from local.submit import submit
+
+    wanted = Wanted(provider=provider, gpu=gpu, budget=budget, spot=spot, max_rate=max_rate)
+    with _interruptible(project), out.progress() as progress:
+        submitted = submit(project, wanted, progress, lambda quoted: _show(quoted, out))
+    out.note(_begun(submitted))
+    if submitted.command is not None:
+        _hand_over(submitted, submitted.command, out)
+        return
+    if detach:
+        out.result({"run_id": submitted.run.run_id, "status": submitted.record.status}, submitted.run.run_id)
+        out.next_commands("cloudft status --follow", "cloudft pull")
+        return
+    session = open_session(project, submitted.run)
+    view = follow_to_end(session, out, may_rent=True)
+    if view.status not in ("completed", "stopped"):
+        raise RunFailed(
+            f"run {view.run_id} {view.status}: {view.reason}",
+            effect=f"{money(view)}; {view.survives}",
+            hint="see why:  cloudft logs",
+        )
+    out.result(view.as_dict(), ended_message(view))
+    out.next_commands(*next_after(view))
+
+
+def _show(quoted: Quote, out: Output) -> None:
+    """The table of offers, before money moves."""
+    if quoted.lines:
+        out.note(quote_table(quoted))
+
+
+def _begun(submitted: Submitted) -> str:
+    spec, attempt = submitted.spec, submitted.record.attempt
+    end = strftime("%Y-%m-%d %H:%M UTC", gmtime(attempt.deadline))
+    stage = spec.stages[0]
+    return (
+        f"run {submitted.run.run_id}\n"
+        f"  base        {spec.base.id} at {spec.base.revision[:12]}\n"
+        f"  data        {spec.data.train_rows} rows to train, {spec.data.holdout_rows} held out\n"
+        f"{_notes(submitted)}"
+        f"  training    {stage.kind} {stage.method}, {stage.max_steps} steps of {stage.batch_size} rows, "
+        f"learning rate {stage.learning_rate:g}\n"
+        f"  machine     {_machine(submitted)}\n"
+        f"  ends        {end} at the latest\n"
+        f"  worst case  {_worst_case(submitted)}\n"
+        f"  survives    nothing is trained yet; from the first step on, a stop saves the adapter"
+    )
+
+
+def _notes(submitted: Submitted) -> str:
+    return "".join(f"              {note}\n" for note in submitted.notes)
+
+
+def _machine(submitted: Submitted) -> str:
+    offer = submitted.record.attempt.offer
+    if submitted.quote.budget_usd is None:
+        return f"{offer.provider}: {offer.name}"
+    return f"{offer.provider} {offer.name}, {offer.why}; rule: {submitted.quote.rule}"
+
+
+def _worst_case(submitted: Submitted) -> str:
+    if submitted.quote.budget_usd is None:
+        return "$0.00: nothing is rented, and you are not being billed"
+    worst = submitted.record.worst_case()
+    return f"${worst:.2f} of the budget of ${submitted.quote.budget_usd:.2f}; you are being billed from now on"
+
+
+def _hand_over(submitted: Submitted, command: str, out: Output) -> None:
+    """The command for a machine of the user's own. It goes to standard output alone, so that it can be piped."""
+    out.note(
+        "\nRun this on a machine with Python 3.11 and a GPU (Colab, Lambda, Vast, SageMaker, a desktop):\n"
+        "  it installs what is missing, trains, uploads the adapter, and ends\n"
+        "  it may be run once; whoever has it can read this run's data until its end\n"
+        "  what that machine costs is not known here, and no budget holds there: end it when the run has ended\n"
+    )
+    status = submitted.record.status
+    out.result({"run_id": submitted.run.run_id, "status": status, "command": command}, command)
+    out.next_commands("cloudft status --follow", "cloudft pull")
+
+
+@contextlib.contextmanager
+def _interruptible(project: Project) -> Iterator[None]:
+    """Ctrl-C during a submit: either nothing was started, or the run exists and is named."""
+    before = set(project.run_ids())
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        new = sorted(set(project.run_ids()) - before)
+        if new:
+            raise Interrupted(
+                f"interrupted while the machine of run {new[-1]} was being started",
+                effect="it was told to end, and no other is rented for this run",
+                hint="see that it is gone:  cloudft status",
+            ) from exc
+        raise Interrupted("interrupted before anything was started", effect="nothing was rented or kept") from exc

@@ -1,0 +1,168 @@
+"""`cloudft submit` in bad hands: a clear error, the right code, nothing started and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from local.demo_project import write_demo_project
+from local.progress import silent
+from local.project import Project
+from local.session import open_session, submit_lock
+from tests.services.s3 import S3Server
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return write_demo_project(tmp_path / "demo", silent)
+
+
+def configure(project: Project, **changes: Any) -> None:
+    config = yaml.safe_load(project.config_file.read_text())
+    for key, value in changes.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) and key != "store" else value
+    project.config_file.write_text(yaml.safe_dump(config))
+
+
+def command(project: Project, *args: str) -> tuple[list[str], dict[str, Any]]:
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    return [sys.executable, "-m", "cloudft", *args], {"cwd": project.root, "env": env, "text": True}
+
+
+def refused(project: Project, code: int, *args: str) -> dict[str, Any]:
+    """Submit, and hold the refusal against what every refusal owes."""
+    argv, options = command(project, "submit", "--json", *args)
+    done = subprocess.run(argv, capture_output=True, timeout=120, **options)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    said: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
+    assert "nothing was" in said["effect"]
+    assert not project.runs.exists() or list(project.runs.iterdir()) == []
+    return said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"prompt": "a", "completion": "b"}\n{broken\n', "2"),
+        ("", "empty"),
+        ('{"question": "a"}\n', "question"),
+    ],
+)
+def test_a_broken_data_file(project: Project, text: str, says: str) -> None:
+    (project.root / "data" / "tickets.jsonl").write_text(text)
+    said = refused(project, 4)
+    assert "tickets.jsonl" in said["what"]
+    assert says in said["what"]
+
+
+def test_a_data_file_that_is_not_there(project: Project) -> None:
+    configure(project, data={"path": "data/nothing.jsonl"})
+    assert "nothing.jsonl" in refused(project, 5)["what"]
+
+
+def test_a_schema_that_is_not_there_or_no_schema(project: Project) -> None:
+    (project.root / "data" / "schema.json").write_text('{"type": 7}')
+    assert "no JSON schema" in refused(project, 3)["what"]
+    (project.root / "data" / "schema.json").unlink()
+    assert "is not there" in refused(project, 3)["what"]
+
+
+def test_a_key_to_compare_that_the_schema_lacks(project: Project) -> None:
+    configure(project, task={"keys": ["category", "colour"]})
+    assert "task.keys: colour" in refused(project, 3)["what"]
+
+
+def test_a_base_that_is_not_there(project: Project) -> None:
+    shutil.rmtree(project.root / "base")
+    assert "base" in refused(project, 5)["what"]
+
+
+def test_a_bucket_that_refuses_and_one_that_is_not_there(
+    project: Project, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env().items():
+        monkeypatch.setenv(name, value)
+    configure(project, store={"url": "s3://no-such-bucket/x", "endpoint_url": s3_server.endpoint})
+    assert "no-such-bucket" in refused(project, 7)["what"]
+    configure(project, store={"url": f"s3://{s3_server.create_bucket()}/x", "endpoint_url": s3_server.endpoint})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-secret")
+    said = refused(project, 7)
+    assert "wrong-and-secret" not in json.dumps(said)
+    assert "X-Amz" not in json.dumps(said)
+
+
+def test_money_and_machines_that_do_not_go_together(project: Project) -> None:
+    assert "needs a training image" in refused(project, 3, "--provider", "runpod")["what"]
+    configure(project, image="registry.test/x@sha256:" + "0" * 64)
+    assert "cannot see the folder" in refused(project, 3, "--provider", "runpod")["what"]
+    configure(project, store={"url": "s3://bucket"})
+    said = refused(project, 9, "--provider", "runpod")
+    assert "no budget is set" in said["what"]
+    assert "--budget" in said["hint"]
+
+
+def test_a_second_submit_at_the_same_moment(project: Project) -> None:
+    with submit_lock(project):
+        assert "another submit" in refused(project, 6)["what"]
+
+
+def test_a_submit_that_was_killed_before_its_machine_does_not_block_the_next(project: Project) -> None:
+    argv, options = command(project, "submit", "--detach")
+    # Killed while it writes and uploads: no attempt was ever intended.
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    give_up = time.monotonic() + 60
+    while not project.run_ids():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    session = open_session(project, project.pick_run(None))
+    for attempt in session.record().attempts:
+        session.provider.terminate(attempt.name)
+    assert session.observe().ended
+
+
+@pytest.mark.train
+def test_ctrl_c_leaves_the_training_running_and_says_so(project: Project) -> None:
+    configure(project, train={"max_steps": 3000})
+    argv, options = command(project, "submit")
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    give_up = time.monotonic() + 90
+    while not (project.run_ids() and open_session(project, project.pick_run(None)).record().status == "running"):
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    session = open_session(project, project.pick_run(None))
+    try:
+        assert process.returncode == 130, said
+        assert "goes on by itself" in said
+        assert "cloudft cancel" in said
+        assert "Traceback" not in said
+        assert session.observe().status == "running"
+        for name in ("logs", "status"):
+            argv, options = command(project, name, "--follow")
+            follower = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+            time.sleep(3)
+            follower.send_signal(signal.SIGINT)
+            _, said = follower.communicate(timeout=30)
+            assert follower.returncode == 130, said
+            assert "goes on by itself" in said
+    finally:
+        argv, options = command(project, "cancel", "--now")
+        subprocess.run(argv, capture_output=True, timeout=60, **options)
+    assert session.observe().status == "stopped"
