@@ -53,7 +53,12 @@ def start_command(session: Session) -> str:
 def pack_code() -> bytes:
     """What a machine needs of ours: the package ``jobs`` and the locked requirements, as a zip."""
     packed = io.BytesIO()
-    files = {f"jobs/{path.name}": path for path in sorted(Path(jobs.__path__[0]).glob("*.py"))}
+    package = Path(jobs.__path__[0])
+    files = {
+        f"jobs/{path.relative_to(package).as_posix()}": path
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     files |= {f"requirements/{name}": Path(images.__path__[0]) / name for name in REQUIREMENTS}
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in files.items():

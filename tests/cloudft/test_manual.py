@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from local.demo_project import write_demo_project
 from local.manual import pack_code
 from local.progress import silent
 from local.project import Project
+from tests.conftest import REPO
 from tests.services.engine import DockerEngine
 from tests.services.s3 import S3Server
 from tests.test_whole_path import cloudft
@@ -81,6 +84,13 @@ def test_it_needs_a_bucket(project: Project) -> None:
     project.config_file.write_text(yaml.safe_dump(config))
     said = cloudft(project, "submit", "--provider", "manual", code=3)
     assert "store" in said["what"]
+
+
+def test_the_whole_package_travels() -> None:
+    """Whatever the package holds: a file that is missing there fails on a machine that somebody pays for."""
+    tracked = subprocess.run(["git", "ls-files", "jobs"], cwd=REPO, capture_output=True, text=True, check=True)
+    packed = zipfile.ZipFile(io.BytesIO(pack_code())).namelist()
+    assert {name for name in packed if name.startswith("jobs/")} == set(tracked.stdout.split())
 
 
 def test_the_script_is_plain_python_and_the_code_packs_the_same_twice() -> None:
