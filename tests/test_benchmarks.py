@@ -10,7 +10,6 @@ import pytest
 
 from tests.conftest import REPO
 
-
 # Both hold more than may be in flight at once, so that what differs is the number of layers alone.
 FEW, MANY = 8, 28
 
