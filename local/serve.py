@@ -6,7 +6,6 @@ from typing import Literal
 
 from local.endpoint import Endpoint
 from local.serve_docker import (
-    api_key,
     current_gguf,
     docker_available,
     docker_problem,
@@ -14,6 +13,7 @@ from local.serve_docker import (
     stop,
 )
 from local.serve_process import serve_in_process
+from local.serve_settings import api_key, serve_settings, system_message
 
 __all__ = [
     "Endpoint",
@@ -24,8 +24,10 @@ __all__ = [
     "docker_problem",
     "pick_engine",
     "serve_in_process",
+    "serve_settings",
     "serve_with_docker",
     "stop",
+    "system_message",
 ]
 
 Engine = Literal["docker", "process"]

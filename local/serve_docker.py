@@ -7,16 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cloudft.errors import CloudftError, ConfigError, EnvironmentProblem, NotFound
-from local.config import load_config
+from cloudft.errors import CloudftError, EnvironmentProblem, NotFound
 from local.endpoint import Endpoint
 from local.progress import Progress
 from local.project import Project
+from local.serve_settings import NOT_SERVED, serve_settings
 
 ENGINE = "llama-server"
 SERVICE = "serve"
-KEY = "CLOUDFT_API_KEY"
-NOT_SERVED = "nothing is being served and no file was changed"
 
 
 def docker_problem() -> str | None:
@@ -45,8 +43,7 @@ def docker_available() -> bool:
 def serve_with_docker(project: Project, *, progress: Progress, timeout: int = 900) -> Endpoint:
     """Build the image if need be, start the container, and return when the model answers. It then runs on.
 
-    ``serve.port`` and ``serve.context`` of cloudft.yaml are used; a container that runs with other settings or
-    another version of the model is replaced.
+    A container that runs with other settings (``local.serve_settings``) or another version of the model is replaced.
 
     Args:
         progress: told what compose prints, as notes.
@@ -71,28 +68,32 @@ def serve_with_docker(project: Project, *, progress: Progress, timeout: int = 90
             effect=NOT_SERVED,
             hint="take it from a new project (cloudft init in an empty folder), or:  cloudft serve --engine process",
         )
-    key, model = api_key(project), current_gguf(project)
-    config = load_config(project.config_file).serve
-    settings = {"CLOUDFT_PORT": str(config.port), "CLOUDFT_CONTEXT": str(config.context), KEY: key}
+    model, serving = current_gguf(project), serve_settings(project)
     try:
         # The link is resolved when the server starts: a container that runs may still serve the version before.
         up = ["up", "--detach", "--wait", "--wait-timeout", str(timeout), "--force-recreate", SERVICE]
-        code, said = _compose(project, up, settings, progress)
+        code, said = _compose(project, up, serving.variables(), progress)
         if code != 0:
             raise _not_started(project, said)
     except BaseException:
         stop(project)
         raise
-    url = f"http://127.0.0.1:{config.port}/v1"
-    return Endpoint(url, key, model.resolve().parent.name, ENGINE)
+    url = f"http://127.0.0.1:{serving.port}/v1"
+    return Endpoint(url, serving.api_key, model.resolve().parent.name, ENGINE)
 
 
 def stop(project: Project) -> None:
     """Stop and remove the project's container. Nothing to stop is no error.
 
     Raises:
+        EnvironmentProblem: no Docker, or no compose, here.
         CloudftError: Docker refuses.
     """
+    if problem := docker_problem():
+        raise EnvironmentProblem(
+            f"there is no container to stop: {problem}",
+            effect="a server without Docker ends with its own command (Ctrl-C)",
+        )
     found = subprocess.run(
         ["docker", "compose", "rm", "--stop", "--force", SERVICE],
         cwd=project.root,
@@ -106,38 +107,6 @@ def stop(project: Project) -> None:
             effect="the model may still be served",
             hint="try by hand:  docker compose down",
         )
-
-
-def api_key(project: Project) -> str:
-    """The key of the project's endpoint: from the environment, else from the project's ``.env``.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from_environment = os.environ.get(KEY, "").strip()
-    if from_environment:
-        return from_environment
-    path = project.root / ".env"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        lines = []
-    for line in lines:
-        name, _, value = line.partition("=")
-        if name.strip().removeprefix("export ").strip() == KEY and _unquoted(value):
-            return _unquoted(value)
-    raise ConfigError(
-        f"there is no API key: {path} has no line {KEY}=…",
-        effect=NOT_SERVED,
-        hint=f'make one:  echo "{KEY}=$(openssl rand -hex 24)" >> .env && chmod 600 .env',
-    )
-
-
-def _unquoted(value: str) -> str:
-    value = value.strip()
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1]
-    return value
 
 
 def current_gguf(project: Project) -> Path:

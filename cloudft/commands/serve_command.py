@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     type=click.Choice(["docker", "process"]),
     help="docker: the container of compose.yaml. process: a child of this command. Default: docker if it answers.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), help="Port for --engine process; default: serve.port.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="Port for --engine process; default: CLOUDFT_PORT in .env, or serve.port.",
+)
 @click.option("--stop", is_flag=True, help="Stop the container.")
 def command(out: Output, directory: Path, engine: Engine | None, port: int | None, stop: bool) -> None:
     """Serve the current model with an OpenAI-compatible API on this computer.
@@ -43,7 +49,7 @@ def command(out: Output, directory: Path, engine: Engine | None, port: int | Non
     picked, why = pick_engine(engine)
     if picked == "docker" and port is not None:
         raise UsageError(
-            "--port is for --engine process; the container's port is serve.port in cloudft.yaml",
+            "--port is for --engine process; the container takes CLOUDFT_PORT from .env, or serve.port",
             effect="nothing was started",
         )
     out.note(f"engine: {picked} ({why})")
@@ -61,15 +67,14 @@ def _docker(project: Project, out: Output) -> None:
     )
     with waiting, out.progress() as progress:
         endpoint = serve_with_docker(project, progress=progress)
-    _say(endpoint, out)
+    _say(project, endpoint, out)
     out.next_commands("stop it:  cloudft serve --stop")
 
 
 def _process(project: Project, out: Output, port: int | None) -> None:
-    from local.config import load_config
-    from local.serve import api_key, current_gguf, serve_in_process
+    from local.serve import current_gguf, serve_in_process, serve_settings
 
-    config = load_config(project.config_file).serve
+    settings = serve_settings(project)
     log = project.state / "serve.log"
     log.parent.mkdir(exist_ok=True)
     gguf = current_gguf(project)
@@ -77,21 +82,26 @@ def _process(project: Project, out: Output, port: int | None) -> None:
     with (
         stopped,
         serve_in_process(
-            gguf, api_key=api_key(project), context=config.context, port=port or config.port, log=log
+            gguf, api_key=settings.api_key, context=settings.context, port=port or settings.port, log=log
         ) as endpoint,
     ):
-        _say(endpoint, out)
+        _say(project, endpoint, out)
         out.note(f"log: {log}\nstop it with Ctrl-C")
         while True:
             time.sleep(3600)
 
 
-def _say(endpoint: Endpoint, out: Output) -> None:
+def _say(project: Project, endpoint: Endpoint, out: Output) -> None:
     """Where it is served, and a request to paste. The key itself is not printed."""
+    from local.serve import system_message
+
+    system = system_message(project)
+    messages = [{"role": "system", "content": system}] if system else []
+    body = json.dumps({"messages": [*messages, {"role": "user", "content": "…"}]}, ensure_ascii=False)
     request = (
         f"curl {endpoint.url}/chat/completions -H 'Content-Type: application/json' \\\n"
         '    -H "Authorization: Bearer $(sed -n s/^CLOUDFT_API_KEY=//p .env)" \\\n'
-        """    -d '{"messages": [{"role": "user", "content": "…"}]}'"""
+        f"    -d {shlex.quote(body)}"
     )
     data = {"url": endpoint.url, "model": endpoint.model, "engine": endpoint.engine, "serving": True}
     out.result(data, f"serving {endpoint.model} at {endpoint.url}\n\n  {request}\n")

@@ -19,8 +19,11 @@ from cloudft.errors import Busy, CloudftError, ConfigError, EnvironmentProblem, 
 from local import serve
 from local.endpoint import Endpoint, Failure, chat_once, connect
 from local.project import Project
+from local.scaffold import init_project
 from local.serve_process import serve_in_process, template_used
+from local.versions import promote
 from tests.local.serve_fixtures import LOOP, TEMPLATE, write_table_gguf
+from tests.local.test_versions import make_version
 
 KEY = "the-key-of-this-test"
 ANSWERS = {"a": '{"category": "bug"}', "b": "Sure! Ärger 猫", "z": LOOP}
@@ -300,6 +303,52 @@ def test_no_key_in_the_project_is_told_with_the_line_that_makes_one(tmp_path: Pa
     with pytest.raises(ConfigError, match="no API key") as caught:
         serve.api_key(Project(tmp_path))
     assert "CLOUDFT_API_KEY=" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("env", "port", "context"),
+    [("", 8181, 2048), ("CLOUDFT_PORT=9090\n", 9090, 2048), ("CLOUDFT_CONTEXT='1024'\n", 8181, 1024)],
+)
+def test_what_the_env_file_says_wins_over_cloudft_yaml_as_in_compose(
+    tmp_path: Path, env: str, port: int, context: int
+) -> None:
+    project, _ = init_project(tmp_path, sample=False)
+    with project.config_file.open("a") as config:
+        config.write("serve: {port: 8181, context: 2048}\n")
+    with (tmp_path / ".env").open("a") as out:
+        out.write(env)
+    settings = serve.serve_settings(project)
+    assert (settings.port, settings.context) == (port, context)
+    assert settings.variables()["CLOUDFT_PORT"] == str(port)
+
+
+def test_the_system_message_is_that_of_the_run_that_is_served(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    assert serve.system_message(project) is None
+    make_version(project, "a")
+    promote(project, "a")
+    assert serve.system_message(project) is None
+    rows = project.run("run-1").train_data
+    rows.parent.mkdir(parents=True)
+    rows.write_text('{"messages": [{"role": "user", "content": "u"}]}\n')
+    assert serve.system_message(project) is None
+    rows.write_text('{"messages": [{"role": "system", "content": "Answer in JSON."}]}\n')
+    assert serve.system_message(project) == "Answer in JSON."
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "8080/tcp", "²"])
+def test_a_port_that_is_none_is_told(tmp_path: Path, port: str) -> None:
+    project, _ = init_project(tmp_path, sample=False)
+    with (tmp_path / ".env").open("a") as out:
+        out.write(f"CLOUDFT_PORT={port}\n")
+    with pytest.raises(ConfigError, match="CLOUDFT_PORT is"):
+        serve.serve_settings(project)
+
+
+def test_nothing_can_be_stopped_without_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentProblem, match="docker is not installed"):
+        serve.stop(Project(tmp_path))
 
 
 def test_without_docker_the_process_is_picked_and_docker_is_refused(
