@@ -4,12 +4,13 @@
 # make lock    locks the versions in the training image again, after a change of the extra `train`
 # make clean   removes .venv, demo/ and the tools' caches
 #
-# Variables: PYTHON (default python3), DEMO_DIR (demo), PYTEST_ARGS. Wheels that take minutes to build are kept in
+# Variables: PYTHON (default python3), DEMO_DIR (demo), WORKERS (2: tests at once), PYTEST_ARGS. Wheels that take minutes to build are kept in
 # CLOUDFT_CACHE (default ~/.cache/cloudft). pip's own settings apply; a computer without an NVIDIA GPU saves
 # gigabytes when PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS names a place with torch's CPU wheel.
 
 PYTHON ?= python3
 DEMO_DIR ?= demo
+WORKERS ?= 2
 PYTEST_ARGS ?=
 BIN := .venv/bin
 SETUP := PYTHON="$(PYTHON)" .ci/setup-venv.sh
@@ -26,7 +27,7 @@ demo: .venv/.ready-demo
 
 # PYTEST_STATUS names a file that gets pytest's exit code, and make then succeeds: CI ends on pytest's own last line.
 test: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS); status=$$?; \
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS); status=$$?; \
 	if [ -n "$$PYTEST_STATUS" ]; then echo $$status >"$$PYTEST_STATUS"; else exit $$status; fi
 
 lint: .venv/.ready-dev

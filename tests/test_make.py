@@ -111,7 +111,13 @@ def test_make_test_fails_with_pytest(ready: Path) -> None:
     done = make(ready, "test", "PYTEST_ARGS=-k one")
     assert done.returncode != 0
     called = [line for line in done.stdout.splitlines() if not line.startswith("make")]
-    assert called == ["ruff check .", "ruff format --check .", "mypy", "lint-imports", "python -m pytest -k one"]
+    assert called == [
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "lint-imports",
+        "python -m pytest -n 2 --dist loadgroup -k one",
+    ]
 
 
 def test_ci_gets_pytests_own_exit_code_and_its_line_stays_the_last(ready: Path) -> None:
@@ -119,7 +125,7 @@ def test_ci_gets_pytests_own_exit_code_and_its_line_stays_the_last(ready: Path) 
     done = make(ready, "--no-print-directory", "test", PYTEST_STATUS=str(status))
     assert done.returncode == 0
     assert status.read_text().strip() == "3"
-    assert (done.stdout + done.stderr).splitlines()[-1] == "python -m pytest"
+    assert (done.stdout + done.stderr).splitlines()[-1].strip() == "python -m pytest -n 2 --dist loadgroup"
 
 
 def test_a_linters_complaint_fails_before_the_tests(ready: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_metadata_name_the_command_the_licence_and_the_extras(wheel: Path) -
     assert "cloudft = cloudft.__main__:main" in entry_points
     assert "License-Expression: MIT" in metadata
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
-    assert extras == {"train", "local", "runpod", "modal", "all"}
+    assert extras == {"train", "local", "runpod", "modal", "text", "lm-eval", "all"}
 
 
 def test_an_installed_wheel_finds_its_recipes_and_makes_a_build_context(installed: Path) -> None:

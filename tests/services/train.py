@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -46,25 +47,51 @@ def torch_wheel_folder(engine: DockerEngine, base: str) -> Path:
     return folder
 
 
+def train_wheel_folder(engine: DockerEngine, base: str) -> Path:
+    """A folder with a wheel of every library that the training needs, for the base image's Python."""
+    torch = torch_wheel_folder(engine, base)
+    lock = b"".join((REPO / "images" / f"train-{name}.txt").read_bytes() for name in ("requirements", "constraints"))
+    folder = torch.parent / f"{torch.name}-{hashlib.sha256(lock).hexdigest()[:12]}"
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=torch.parent) as part:
+            command = [sys.executable, "-m", "pip", "download", "-q", "--dest", part, "--find-links", str(torch)]
+            command += ["--only-binary", ":all:", "--python-version", torch.name.removeprefix("py")]
+            command += ["-r", str(REPO / "images" / "train-requirements.txt")]
+            subprocess.run(command, check=True, env=dict(ENVIRONMENT), timeout=900)
+            shutil.copytree(part, f"{folder}.part", dirs_exist_ok=True)
+        Path(f"{folder}.part").rename(folder)
+    return folder
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+@contextlib.contextmanager
+def _served(folder: Path, address: str, port: int) -> Iterator[dict[str, str]]:
+    """A folder of wheels over HTTP, as pip's variables."""
+    handler = functools.partial(_Quiet, directory=os.fspath(folder))
+    with http.server.ThreadingHTTPServer((address, port), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {"PIP_FIND_LINKS": f"http://{address}:{port}/", "PIP_TRUSTED_HOST": address}
+        server.shutdown()
 
 
 @pytest.fixture(scope="session")
 def pip_args(docker_engine: DockerEngine, base_image: str) -> Iterator[dict[str, str]]:
     """Build arguments for our Dockerfiles: the base image, and torch's wheel from a server on the bridge."""
     folder = torch_wheel_folder(docker_engine, base_image)
-    port = free_port(PREFERRED_PORT)
-    handler = functools.partial(_Quiet, directory=os.fspath(folder))
-    with http.server.ThreadingHTTPServer((docker_engine.address, port), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield {
-            "BASE_IMAGE": base_image,
-            "PIP_FIND_LINKS": f"http://{docker_engine.address}:{port}/",
-            "PIP_TRUSTED_HOST": docker_engine.address,
-        }
-        server.shutdown()
+    with _served(folder, docker_engine.address, free_port(PREFERRED_PORT)) as links:
+        yield {"BASE_IMAGE": base_image, **links}
+
+
+@pytest.fixture(scope="session")
+def pip_offline(docker_engine: DockerEngine, base_image: str) -> Iterator[dict[str, str]]:
+    """Variables with which pip in a container finds every library of the training on the bridge, and asks nobody."""
+    folder = train_wheel_folder(docker_engine, base_image)
+    with _served(folder, docker_engine.address, free_port()) as links:
+        yield {**links, "PIP_NO_INDEX": "1"}
 
 
 @pytest.fixture(scope="session")
