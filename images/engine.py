@@ -7,6 +7,7 @@ engine, and the SDK cancels what it has begun when the connection is closed.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -71,11 +72,32 @@ def _faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
 
 
 def _no_engine(exc: Exception) -> EnvironmentProblem:
+    where = os.environ.get("DOCKER_HOST") or "the usual socket, /var/run/docker.sock"
+    hint = "start Docker (Debian, Ubuntu: sudo apt-get install docker.io) and see that  docker info  works"
+    match _system_error(exc):
+        case FileNotFoundError() | ConnectionRefusedError():
+            why = "nothing listens there"
+        case PermissionError():
+            why = "this user may not use it"
+            hint = "add the user to Docker's group and log in again:  sudo usermod -aG docker $USER"
+        case _:
+            why = " ".join(str(exc).split())[:200]
     return EnvironmentProblem(
-        f"no Docker engine answers: {exc}",
+        f"no Docker engine answers at {where}: {why}",
         effect=UNTOUCHED,
-        hint="start Docker (Debian, Ubuntu: sudo apt-get install docker.io) and see that  docker info  works",
+        hint=f"{hint}    or let Modal build it:  cloudft submit --provider modal",
     )
+
+
+def _system_error(exc: BaseException | None) -> OSError | None:
+    """What the system said, below all that libraries have wrapped around it."""
+    found: OSError | None = None
+    while exc is not None:
+        inner = [arg for arg in exc.args if isinstance(arg, BaseException)]
+        if type(exc) in (FileNotFoundError, ConnectionRefusedError, PermissionError) and isinstance(exc, OSError):
+            found = exc
+        exc = exc.__cause__ or exc.__context__ or (inner[-1] if inner else None)
+    return found
 
 
 def _gone(doing: str, exc: Exception) -> EnvironmentProblem:

@@ -82,7 +82,7 @@ def allow(
     if seconds < least_seconds():
         needed = budget_usd - left + least_budget(rate_usd)
         raise BudgetError(
-            f"${left:.2f} of the budget of ${budget_usd:.2f} are left: at ${rate_usd:.2f}/h that is "
+            f"${max(left, 0.0):.2f} of the budget of ${budget_usd:.2f} are left: at ${rate_usd:.2f}/h that is "
             f"{max(seconds, 0) / 60:.0f} min, less than a useful run ({least_seconds() / 60:.0f} min)",
             effect="nothing was rented",
             hint=f"a budget of ${math.ceil(needed * 100) / 100:.2f} would do, or a cheaper GPU:  cloudft offers",

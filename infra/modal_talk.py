@@ -22,7 +22,7 @@ T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
 
 ENV_ID, ENV_SECRET = "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET"
-DASHBOARD = "https://modal.com/apps"
+DASHBOARD, TOKENS = "https://modal.com/apps", "https://modal.com/settings/tokens"
 NOTHING_RENTED = "nothing was rented"
 NOTHING_CHANGED = "nothing was changed; a machine that runs goes on, and is billed"
 # Seconds.
@@ -42,18 +42,22 @@ class Account:
 
 
 def account() -> Account:
-    """The account of the environment.
+    """The account of the environment, or else the one that Modal's own command has written down.
 
     Raises:
         ProviderError: MODAL_TOKEN_ID or MODAL_TOKEN_SECRET is missing, or can be no token.
+        EnvironmentProblem: the package is not installed.
     """
     values = {name: os.environ.get(name, "").strip() for name in (ENV_ID, ENV_SECRET)}
-    missing = " and ".join(name for name, value in values.items() if not value)
+    if not any(values.values()):
+        config = package().config.config
+        values = {ENV_ID: config.get("token_id") or "", ENV_SECRET: config.get("token_secret") or ""}
+    missing = [name for name, value in values.items() if not value]
     if missing:
         raise ProviderError(
-            f"provider modal needs a token, and {missing} is not set",
+            f"provider modal needs a token, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
             effect=NOTHING_CHANGED,
-            hint=f"make one at https://modal.com/settings/tokens, then:  export {ENV_ID}=… {ENV_SECRET}=…",
+            hint=f"make one:  modal token new    or at {TOKENS}, then:  export {ENV_ID}=… {ENV_SECRET}=…",
         )
     if not all(re.fullmatch(r"[\x21-\x7e]+", value) for value in values.values()):
         raise ProviderError(
@@ -152,7 +156,7 @@ def translated(modal: Any, exc: Exception, doing: str, effect: str, secrets: Col
         what = f"cannot {doing}: Modal has no such machine free, or the workspace may use no more: {detail}"
         return NoCapacity(what, effect=effect, hint="the next offer may do:  cloudft offers")
     hints: list[tuple[type[Exception], str]] = [
-        (errors.AuthError, f"{ENV_ID} and {ENV_SECRET} are not valid: check them at https://modal.com/settings/tokens"),
+        (errors.AuthError, f"the token is not valid: check {ENV_ID} and {ENV_SECRET} at {TOKENS}"),
         (errors.PermissionDeniedError, "the token may not do this: it needs the right to run apps"),
         (errors.NotFoundError, "check the names of the secrets in cloudft.yaml (machine.registry, machine.secrets)"),
         (errors.RemoteError, f"see why at {DASHBOARD}; a private image needs machine.registry in cloudft.yaml"),

@@ -17,6 +17,7 @@ class Offer:
 
     ``id`` is the provider's own name of the GPU; ``gpu`` None when it is none that we know. ``billing_note`` says
     what the rate is made of. ``longest_seconds``: the provider ends a machine after so long, None: it does not.
+    ``memory_gib``: the machine's own memory that is asked for and paid; None: what comes with the GPU.
     """
 
     provider: str
@@ -30,6 +31,7 @@ class Offer:
     spot: bool = False
     billing_note: str = ""
     longest_seconds: float | None = None
+    memory_gib: int | None = None
 
     @property
     def name(self) -> str:

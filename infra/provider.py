@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from cloudft.errors import Interrupted, ProviderError
 from infra.gpus import Wish
@@ -19,7 +19,13 @@ PREFIX = "cloudft"
 
 
 class NoCapacity(ProviderError):
-    """The provider has no such machine free now: nothing was created, the next offer may do."""
+    """The provider has no such machine free now: none was created, the next offer may do.
+
+    ``billed_seconds``: how long one may have been there all the same, between the end of a wait and its being seen
+    gone.
+    """
+
+    billed_seconds = 0.0
 
 
 class CreateUnknown(ProviderError):
@@ -27,7 +33,12 @@ class CreateUnknown(ProviderError):
 
 
 class TakenBack(Interrupted):
-    """Ctrl-C during a create, and the order is proved to be taken back: nothing exists, nothing is billed."""
+    """Ctrl-C during a create, and the order is proved to be taken back: nothing exists, nothing is billed any more.
+
+    ``billed_seconds``: as in ``NoCapacity``.
+    """
+
+    billed_seconds = 0.0
 
 
 def _unheard(what: str, note: str) -> None:
@@ -42,6 +53,7 @@ class Order:
     ticket, which holds everything else that the machine needs. ``offer`` is None where nothing is rented.
     ``registry`` names the provider's own record of the credentials for a private image; ``secrets`` maps
     environment names to names of secrets that the provider keeps. ``bid_usd`` is the most per hour for a spot machine.
+    ``image`` is one of a registry by its digest, or what a ``Builder`` returned.
     ``waiting`` is told what a create that takes its time waits for, and for how long, each in a few words.
     """
 
@@ -63,13 +75,15 @@ class Terms:
     """What an order will ask for besides its GPUs, as far as price and stock depend on it; see ``Order``.
 
     ``spot`` adds the machines that may be taken away at any time, at their lowest bids. ``max_rate_usd`` stands in for
-    a price that the provider does not tell, dollars per hour: without it, such a card is refused.
+    a price that the provider does not tell, dollars per hour: without it, such a card is refused. ``parameters`` is
+    the size of the base, which must pass through the machine's memory; None when it is not known.
     """
 
     disk_gb: int = 20
     data_centers: tuple[str, ...] = ()
     spot: bool = False
     max_rate_usd: float | None = None
+    parameters: int | None = None
 
 
 ORDINARY = Terms()
@@ -90,6 +104,50 @@ class Machine:
     rate_usd: float | None
     created_at: float | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make the training image: a build context, the Dockerfile's name in it, and build arguments.
+
+    ``registry`` names the provider's own record of the credentials for a private base.
+    """
+
+    folder: Path
+    dockerfile: str
+    args: Mapping[str, str] = field(default_factory=dict)
+    registry: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildTerms:
+    """What a build may cost at most: dollars per hour, for so many seconds."""
+
+    rate_usd: float
+    longest_seconds: float
+
+
+@runtime_checkable
+class Builder(Protocol):
+    """A provider that makes images itself, so that neither an engine nor a registry is needed here."""
+
+    @property
+    def name(self) -> str:
+        """Its name as a provider."""
+
+    def build_terms(self) -> BuildTerms:
+        """Raise ``ProviderError`` if they cannot be told."""
+
+    def build(self, recipe: Recipe, waiting: Callable[[str, str], None]) -> str:
+        """Make the image, unless the provider has it already, and return what ``Order.image`` takes. Rents nothing.
+
+        Raises:
+            ProviderError: it could not be built; the message ends with the last lines of the build's log.
+        """
+
+
+# The providers that are builders, in words: what refuses an order without an image must not load them.
+BUILDERS = frozenset({"modal"})
 
 
 class Provider(Protocol):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from cloudft.errors import CloudftError, ProviderError
-from infra.accounts import ACCOUNTS
+from infra.accounts import how_to_set_up
 from infra.gpus import Wish
 from infra.offers import Offer
 from infra.provider import ORDINARY, Machine, Order, Provider, Terms
@@ -33,6 +33,10 @@ class AutoProvider:
     def __init__(self, providers: Mapping[str, Provider]) -> None:
         self._providers = dict(providers)
         self.unasked: tuple[tuple[str, str], ...] = ()
+
+    def members(self) -> list[Provider]:
+        """The providers behind it."""
+        return list(self._providers.values())
 
     def check(self) -> None:
         self._some(lambda provider: provider.check())
@@ -79,11 +83,10 @@ class AutoProvider:
 
     def _configured(self) -> list[Provider]:
         if not self._providers:
-            keys = " or ".join(variables[0] for variables in ACCOUNTS.values())
             raise ProviderError(
                 "provider auto needs an account at some provider, and none is set up here",
                 effect="nothing was rented; machines that other computers can see were not looked for",
-                hint=f"set {keys}",
+                hint=f"set {how_to_set_up()}",
             )
         return list(self._providers.values())
 

@@ -7,6 +7,7 @@ a container that has exited counts as ended, since nothing of it runs or costs.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,23 +30,21 @@ class DockerProvider:
     name = "docker"
 
     def check(self) -> None:
-        with self._client() as client, _translated("reach the Docker engine"):
+        with self._client("use this computer's containers") as client:
             client.ping()
 
     def create(self, order: Order) -> Machine:
         if order.image is None:
             raise ProviderError("provider docker needs a training image", hint="set image in cloudft.yaml")
-        with self._client() as client, _translated(f"start {order.name}"):
-            container = client.containers.run(
-                order.image,
-                name=order.name,
-                labels={LABEL: order.name},
-                environment={ENV_DEADLINE: str(order.deadline), ENV_TICKET: order.ticket_url},
-                device_requests=_gpus(client),
-                # The engine's init does not reap for us: the supervisor is PID 1, as on a rented machine.
-                init=False,
-                detach=True,
-            )
+        with self._client(f"start {order.name}") as client:
+            container = _created(client, order)
+            try:
+                container.start()
+            except BaseException:
+                # One that never ran would count as a machine that is about to.
+                container.remove(force=True)
+                raise
+            container.reload()
             return _machine(container)
 
     def offers(self, wishes: Sequence[Wish], terms: Terms = ORDINARY) -> list[Offer]:
@@ -54,7 +53,7 @@ class DockerProvider:
     def log(self, name: str) -> str:
         from docker.errors import NotFound
 
-        with self._client() as client, _translated(f"read the console of {name}"):
+        with self._client(f"read the console of {name}") as client:
             try:
                 return str(client.containers.get(name).logs().decode(errors="replace"))
             except NotFound:
@@ -63,21 +62,21 @@ class DockerProvider:
     def find(self, name: str, machine_id: str | None = None) -> Machine | None:
         from docker.errors import NotFound
 
-        with self._client() as client, _translated(f"look for {name}"):
+        with self._client(f"look for {name}") as client:
             try:
                 return _machine(client.containers.get(name))
             except NotFound:
                 return None
 
     def machines(self) -> list[Machine]:
-        with self._client() as client, _translated("list the containers"):
+        with self._client("list the containers") as client:
             found = client.containers.list(all=True, filters={"name": f"^{PREFIX}-", "label": LABEL})
             return sorted((_machine(c) for c in found if parse_machine_name(c.name or "")), key=lambda m: m.name)
 
     def terminate(self, name: str, machine_id: str | None = None) -> None:
         from docker.errors import NotFound
 
-        with self._client() as client, _translated(f"end {name}"):
+        with self._client(f"end {name}") as client:
             with contextlib.suppress(NotFound):
                 container = client.containers.get(name)
                 container.stop(timeout=STOP_SECONDS)
@@ -87,21 +86,60 @@ class DockerProvider:
                 raise ProviderError(f"container {name} is still there", hint=f"end it by hand:  docker rm -f {name}")
 
     @contextlib.contextmanager
-    def _client(self) -> Iterator[DockerClient]:
+    def _client(self, doing: str) -> Iterator[DockerClient]:
         import docker
 
-        with _translated("reach the Docker engine"):
+        with _translated(doing):
             client = docker.from_env(timeout=60)
-        try:
-            yield client
-        finally:
-            client.close()
+            try:
+                yield client
+            finally:
+                client.close()
+
+
+def _created(client: DockerClient, order: Order) -> Any:
+    """The container, not started yet; an image that is not here is pulled with the login of Docker's own config."""
+    from docker.errors import APIError, ImageNotFound
+
+    assert order.image is not None
+    options: dict[str, Any] = {
+        "name": order.name,
+        "labels": {LABEL: order.name},
+        "environment": {ENV_DEADLINE: str(order.deadline), ENV_TICKET: order.ticket_url, **_secrets(order)},
+        "device_requests": _gpus(client),
+        # The engine's init does not reap for us: the supervisor is PID 1, as on a rented machine.
+        "init": False,
+    }
+    try:
+        return client.containers.create(order.image, **options)
+    except ImageNotFound:
+        order.waiting("pull the image", "minutes for a new one")
+    try:
+        client.images.pull(order.image)
+    except APIError as exc:
+        raise ProviderError(
+            f"cannot start {order.name}: {order.image} is not here and cannot be pulled: {exc.explanation or exc}",
+            effect="nothing was started",
+            hint="make it:  cloudft build --no-push    or correct image in cloudft.yaml",
+        ) from exc
+    return client.containers.create(order.image, **options)
+
+
+def _secrets(order: Order) -> dict[str, str]:
+    """Here it is this computer's environment that keeps them, by the names that ``machine.secrets`` gives."""
+    missing = [name for name in order.secrets.values() if name not in os.environ]
+    if missing:
+        raise ProviderError(
+            f"machine.secrets names {missing[0]}, which is no variable of this computer's environment",
+            effect="nothing was started",
+            hint=f"export {missing[0]}=…",
+        )
+    return {variable: os.environ[name] for variable, name in order.secrets.items()}
 
 
 def _machine(container: Any) -> Machine:
     states: dict[str, Literal["starting", "running", "ended"]] = {"created": "starting", "exited": "ended"}
     state = "ended" if container.status == "dead" else states.get(container.status, "running")
-    # The engine says "created" in the reply to a create that has started it.
     return Machine(provider="docker", id=container.id, name=container.name, state=state, rate_usd=0.0)
 
 
@@ -117,17 +155,16 @@ def _gpus(client: DockerClient) -> list[Any]:
 @contextlib.contextmanager
 def _translated(doing: str) -> Iterator[None]:
     """The Docker SDK's errors as ours; the environment of a container, which holds its ticket, is never shown."""
-    from docker.errors import APIError, DockerException, ImageNotFound
+    from docker.errors import APIError, DockerException
     from requests.exceptions import RequestException
 
     try:
         yield
-    except ImageNotFound as exc:
-        raise ProviderError(
-            f"cannot {doing}: {exc.explanation}", effect="nothing was started", hint="set image in cloudft.yaml"
-        ) from exc
     except APIError as exc:
-        raise ProviderError(f"cannot {doing}: {exc.explanation or exc}", effect="nothing was started") from exc
+        said = str(exc.explanation or exc)
+        gpus = "let the engine use the GPUs: install the NVIDIA Container Toolkit, then restart Docker"
+        hint = gpus if "gpu" in said or "nvidia" in said else ""
+        raise ProviderError(f"cannot {doing}: {said}", effect="nothing was started", hint=hint) from exc
     except (DockerException, RequestException) as exc:
         raise EnvironmentProblem(
             f"cannot {doing}: no Docker engine answers",

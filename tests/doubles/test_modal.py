@@ -245,7 +245,7 @@ def test_secrets_become_the_environment_and_open_a_private_registry(
     server, _, client = played
     server.secrets["hub"] = {"HF_TOKEN": "hf_1"}
     server.secrets["registry"] = {"REGISTRY_USERNAME": "me", "REGISTRY_PASSWORD": "pass"}
-    server.registry_login = ("me", "pass")
+    server.images.registry_login = ("me", "pass")
     runner = server.runner
     assert isinstance(runner, SimRunner)
     with pytest.raises(modal.exception.RemoteError):

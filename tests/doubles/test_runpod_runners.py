@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -123,19 +122,9 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.fixture
-def image() -> str:
+def image(base_image: str) -> str:
     """An image with python in it."""
-    import docker
-    import docker.errors
-
-    name = os.environ.get("CLOUDFT_TEST_IMAGE", "cloudft-base:bookworm")
-    try:
-        docker.from_env().images.get(name)
-    except docker.errors.DockerException as exc:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no Docker engine with {name}: {exc}")
-    return name
+    return base_image
 
 
 @pytest.fixture
@@ -146,7 +135,6 @@ def docker_double(image: str) -> Iterator[RunpodDouble]:
         assert server.defects == []
 
 
-@pytest.mark.docker
 def test_a_container_is_restarted_and_ends_its_own_pod(docker_double: RunpodDouble, image: str) -> None:
     import docker
 
@@ -166,7 +154,6 @@ def test_a_container_is_restarted_and_ends_its_own_pod(docker_double: RunpodDoub
     assert left == []
 
 
-@pytest.mark.docker
 def test_an_image_that_is_not_there_stays_starting(docker_double: RunpodDouble) -> None:
     with client_of(docker_double, docker_double.api_key) as http:
         pod_id = create(http, image="cloudft-no-such-image:1")["id"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,8 +69,33 @@ def test_a_login_from_a_credential_helper(
     assert registry.manifest(repository_of(plan), built.lock.content[:16])
 
 
-def test_no_engine_answers(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
+@pytest.mark.parametrize(
+    ("host", "why", "then"),
+    [
+        ("unix://{folder}/nothing.sock", "nothing listens there", "docker info"),
+        ("tcp://127.0.0.1:9", "nothing listens there", "docker info"),
+        ("no-address", "Invalid bind address", "docker info"),
+    ],
+)
+def test_no_engine_answers(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str, why: str, then: str
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host.format(folder=tmp_path))
     error = refused(plan, EnvironmentProblem)
-    assert "no Docker engine answers" in error.what
-    assert "docker info" in error.hint
+    assert f"no Docker engine answers at {host.format(folder=tmp_path)}: {why}" in error.what
+    # Said in words, not as libraries say it.
+    assert "HTTPConnectionPool" not in error.what
+    assert "FileNotFoundError" not in error.what
+    assert then in error.hint
+
+
+def test_an_engine_that_this_user_may_not_use(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests may run as root, whom no socket refuses: the system's answer is put in its place."""
+
+    def connect(self: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    error = refused(plan, EnvironmentProblem)
+    assert "this user may not use it" in error.what
+    assert "usermod" in error.hint

@@ -18,17 +18,27 @@ import httpx
 import pytest
 import yaml
 
-from cloudft.errors import CloudftError
-from local.endpoint import Endpoint, Failure, chat_once, connect
-from local.evaluate import evaluate_run
+from cloudft.errors import CloudftError, VerifyError
+from local.evaluation.document import read_outputs
+from local.evaluation.endpoint import Endpoint, Failure, Fim, Question, Reply, chat_once, connect
+from local.evaluation.evaluate import evaluate_run
+from local.evaluation.task import ToolsTask
 from local.progress import silent
 from local.project import Project
 from local.scaffold import write_serving_files
 from local.serve import serve_with_docker, stop
-from local.versions import promote
+from local.serve_check import refuse_other_prompts
+from local.toolchain import Toolchain
+from local.verify import prompts
+from local.versions import MANIFEST, MODEL, PROMPTS, promote
+from tests.local.quantize_fixtures import ROWS as TICKETS
+from tests.local.quantize_fixtures import Quantised, quantised, tiny_adapter, tiny_base, toolchain
 from tests.local.serve_fixtures import LOOP, Trained, make_trained, write_table_gguf
+from tests.local.test_verify import rewrite
 from tests.services.compose import Compose
 from tests.services.engine import DockerEngine
+
+__all__ = ["quantised", "tiny_adapter", "tiny_base", "toolchain"]
 
 # The build compiles llama.cpp: minutes on two cores, once for each state of Dockerfile.serve.
 pytestmark = pytest.mark.timeout(3600)
@@ -85,12 +95,12 @@ class Served:
         return found
 
 
-def make_served(folder: Path, compose: Compose, tag: str, base: str) -> Served:
-    trained = make_trained(folder, ROWS, BEFORE, AFTER, context=256, max_tokens=16)
+def make_served(folder: Path, compose: Compose, tag: str, base: str, trained: Trained | None = None) -> Served:
+    trained = trained or make_trained(folder, ROWS, BEFORE, AFTER, context=256, max_tokens=16)
     write_serving_files(folder)
-    port = yaml.safe_load(trained.project.config_file.read_text())["serve"]["port"]
+    serve = yaml.safe_load(trained.project.config_file.read_text())["serve"]
     (folder / ".env").write_text(
-        f"CLOUDFT_API_KEY={KEY}\nCLOUDFT_PORT={port}\nCLOUDFT_CONTEXT=256\nHF_TOKEN=hf_secret\n"
+        f"CLOUDFT_API_KEY={KEY}\nCLOUDFT_PORT={serve['port']}\nCLOUDFT_CONTEXT={serve['context']}\nHF_TOKEN=hf_secret\n"
     )
     return Served(trained, compose, {"CLOUDFT_SERVE_TAG": tag, "CLOUDFT_BASE_IMAGE": base})
 
@@ -163,11 +173,54 @@ def test_an_evaluation_through_the_container_gives_the_numbers_of_one_without(ru
         == {
             "schema_valid": 2 / 3,
             "exact_match": 1 / 3,
+            "field_f1": 2 * 3 / (6 + 4),
             "exact_match.category": 2 / 3,
             "exact_match.priority": 1 / 3,
         }
     )
-    assert through.document["models"]["after"]["engine"] == "llama-server"
+    after = through.document.sides["after"]
+    assert after.model.engine == "llama-server"
+    assert after.usage.workers == 2  # what the container says it takes
+    assert after.usage.cached == 0
+
+
+# As Qwen's and Hermes' templates have it: tools in a system message, calls between tags.
+HERMES = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
+    "For each call, return a json object with name and arguments within <tool_call></tool_call> tags:\n<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{{ messages[-1].content[-1:] }}{% endif %}"
+)
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+NOW = {"type": "object", "properties": {"zone": {"type": "string"}}, "required": ["zone"]}
+TOOLS = ({"type": "function", "function": {"name": "now", "description": "the time", "parameters": NOW}},)
+
+
+def test_calls_and_code_in_the_middle_are_measured_through_the_container(
+    tmp_path: Path, compose: Compose, serve_tag: str, base_image: str
+) -> None:
+    """llama-server itself finds the calls in the model's text, several in one answer too."""
+    calls = [{"name": "now", "arguments": {"zone": zone}} for zone in ("CET", "UTC")]
+    cet, utc = (f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+    rows = [("Now? a", cet), ("Hello! b", "Hello!"), ("Both? c", f"{cet}\n{utc}")]
+    answers = {"a": cet, "b": "Hi there.", "c": f"{cet}\n{utc}", FIM[2]: "return x"}
+    task = ToolsTask(tools=TOOLS, send=True, max_tokens=64)
+    before = {**answers, "a": "So?"}
+    trained = make_trained(tmp_path, rows, before, answers, context=1024, task=task, special=FIM, template=HERMES)
+    served = make_served(tmp_path, compose, serve_tag, base_image, trained)
+    with compose.project(tmp_path, env=served.env):
+        served.run("up", "--detach", "--wait", "serve")
+        found = evaluate_run(trained.project, trained.run, progress=silent, endpoint=served.endpoint)
+        with connect(served.endpoint) as client:
+            code = client.ask(Question((), 16, text=Fim(*FIM).around("def f(x):\n    ", "\n")))
+    assert (found.before["exact_match"], found.after["exact_match"]) == (2 / 3, 1)
+    lines = read_outputs(trained.run, found.document.sides["after"].outputs)
+    assert [len(line.tool_calls) for line in lines] == [1, 0, 2]
+    assert isinstance(code, Reply)
+    assert code.text == "return x"
 
 
 def test_the_container_is_fenced_in(running: Served) -> None:
@@ -323,6 +376,60 @@ def test_cloudft_serve_starts_replaces_and_stops_the_container(served: Served) -
     stop(served.project)
     assert served.run("ps", "--all", "--quiet", "serve").stdout == ""
     stop(served.project)
+
+
+# What chat templates are made of, in one; of every kind of statement, test and filter some that are in use.
+ENGINE = """\
+{%- set ns = namespace(system='', turn=0) -%}
+{%- macro turn(role, text) %}<|im_start|>{{ role }}\n{{ text | trim }}<|im_end|>\n{% endmacro -%}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set ns.system = messages[0].content ~ ' ' ~ (messages | length) %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{{- turn('system', ns.system or 'none') }}
+{%- for message in messages %}
+    {%- if loop.first and message.role not in ['user', 'tool'] %}
+        {{- raise_exception('begin with a user') }}
+    {%- endif %}
+    {%- set text = message.content if message.content is string else message.content | map(attribute='text') | join %}
+    {%- if '</think>' in text %}{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}
+    {%- set ns.turn = ns.turn + 1 %}
+    {{- turn(message['role'] | replace('assistant', 'model') | upper, text) }}
+    {%- if not loop.last and loop.index0 % 2 == 1 %}{{ {'n': ns.turn, 'é': [1, 2.5, true, none]} | tojson }}{% endif %}
+{%- endfor %}
+{%- if tools is defined and tools %}{{ tools | tojson(indent=4) }}{% endif %}
+{%- for word in ['a', 'b'] if word != 'a' %}{{ word.title() }}{% else %}-{% endfor %}
+{{- (messages | selectattr('role', 'equalto', 'user') | list | length) ~ strftime_now('%Y')[:2] }}
+{%- if add_generation_prompt %}{{ '<|im_start|>' + 'MODEL\\n' }}{% endif %}"""
+
+
+@pytest.fixture
+def engine_version(served: Served, quantised: Quantised, toolchain: Toolchain) -> Path:
+    """A version that is served with ``ENGINE``; its prompts are what transformers makes of it."""
+    root = served.project.models / "engine"
+    root.mkdir()
+    rewrite(toolchain, quantised.version.gguf, root / MODEL, "--chat-template", ENGINE)
+    (root / MODEL).chmod(0o644)
+    manifest = json.loads((quantised.version.root / MANIFEST).read_text())
+    manifest |= {"version": "engine", "gguf_bytes": (root / MODEL).stat().st_size}
+    (root / MANIFEST).write_text(json.dumps(manifest))
+    samples = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>\n c "}] * 2]
+    found = prompts(quantised.run.adapter, ENGINE, samples + [row["messages"] for row in TICKETS])
+    (root / PROMPTS).write_text(json.dumps(found))
+    promote(served.project, "engine")
+    return root
+
+
+@pytest.mark.usefixtures("docker_on_path")
+def test_the_servers_own_template_engine_makes_the_prompts_of_training(served: Served, engine_version: Path) -> None:
+    endpoint = serve_with_docker(served.project, progress=silent)
+    assert refuse_other_prompts(endpoint, engine_version) > 8
+    found = json.loads((engine_version / PROMPTS).read_text())
+    found[1]["ids"][3] += 1
+    (engine_version / PROMPTS).write_text(json.dumps(found))
+    with pytest.raises(VerifyError, match="makes another prompt of a conversation than training did: from token 3"):
+        serve_with_docker(served.project, progress=silent)
+    assert served.run("ps", "--all", "--quiet", "serve").stdout == ""
 
 
 @pytest.mark.usefixtures("docker_on_path")

@@ -49,6 +49,24 @@ def test_an_unknown_card_is_answered_with_the_known_ones() -> None:
     assert "24GB" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("24", "--gpu 24GB"),
+        ("24G", "--gpu 24GB"),
+        ("80 GiB", "--gpu 80GB"),
+        ("A10G,L4", "--gpu A10G --gpu L4"),
+        ("A10G, 24GB,", "--gpu A10G --gpu 24GB"),
+    ],
+)
+def test_what_was_probably_meant_is_said(text: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_wish(text)
+    assert caught.value.hint.endswith(meant)
+    for word in meant.split("--gpu ")[1:]:
+        parse_wish(word.strip())
+
+
 def test_no_name_means_two_cards() -> None:
     for gpu in GPUS:
         for name in (gpu.name, *gpu.aliases, gpu.runpod, gpu.modal):

@@ -66,4 +66,4 @@ def test_one_that_cannot_be_asked_hides_no_machine_and_proves_no_absence(
 def test_without_any_account_it_says_which_to_set_up(tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="none is set up") as info:
         open_provider("auto", tmp_path).check()
-    assert "RUNPOD_API_KEY or MODAL_TOKEN_ID" in info.value.hint
+    assert "RUNPOD_API_KEY, or MODAL_TOKEN_ID and MODAL_TOKEN_SECRET" in info.value.hint

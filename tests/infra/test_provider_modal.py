@@ -18,8 +18,9 @@ import pytest
 from modal_proto import api_pb2
 
 from cloudft.errors import EnvironmentProblem, ProviderError
+from infra.modal_order import COMMAND
 from infra.provider import CreateUnknown, NoCapacity
-from infra.provider_modal import COMMAND, END_WITHIN, MACHINE_WITHIN, ModalProvider
+from infra.provider_modal import END_WITHIN, MACHINE_WITHIN, ModalProvider
 from tests.doubles.modal import TOKEN_ID, TOKEN_SECRET, ModalDouble
 from tests.infra.modal_fixtures import DIGEST, RUN, TICKET, Modal, modal
 
@@ -35,7 +36,7 @@ def test_what_is_asked_for(modal: Modal) -> None:
     definition, tags = modal.box.definition, modal.box.tags
     resources = definition.resources
     assert (resources.milli_cpu, resources.milli_cpu_max) == (4000, 4000)
-    assert (resources.memory_mb, resources.memory_mb_max) == (32 * 1024, 32 * 1024)
+    assert (resources.memory_mb, resources.memory_mb_max) == (48 * 1024, 48 * 1024)
     assert (resources.gpu_config.gpu_type, resources.gpu_config.count) == ("A10G", 2)
     assert definition.timeout_secs == 3600
     assert list(definition.scheduler_placement.regions) == ["us-west"]
@@ -59,7 +60,7 @@ def test_the_rate_is_the_one_that_is_billed(modal: Modal) -> None:
     for gpu, where in [("L4", ()), ("A10G:2", ("us",)), ("A100-80", ("us-west", "us")), ("H100", ())]:
         offer = modal.offer(gpu, data_centers=where)
         machine = modal.create(offer=offer, data_centers=where)
-        assert modal.server.ledger.rate_of(machine.id) == pytest.approx(offer.rate_usd)
+        assert modal.server.ledger.rate_of(machine.id.partition("/")[2]) == pytest.approx(offer.rate_usd)
         assert machine.rate_usd == pytest.approx(offer.rate_usd)
         assert modal.another().find(modal.name).rate_usd == pytest.approx(offer.rate_usd)  # type: ignore[union-attr]
         modal.provider.terminate(modal.name)
@@ -70,7 +71,7 @@ def test_a_rate_that_rose_since_the_quote_is_seen(modal: Modal) -> None:
     modal.server.faults.dearer(1.5)
     machine = modal.create(offer=offer)
     assert machine.rate_usd == pytest.approx(offer.rate_usd * 1.5)
-    assert machine.rate_usd == pytest.approx(modal.server.ledger.rate_of(machine.id))
+    assert machine.rate_usd == pytest.approx(modal.server.ledger.rate_of(machine.id.partition("/")[2]))
 
 
 @pytest.mark.parametrize("broken", ["gpu_hour_cost_l4", "cpu_hour_cost_sandbox", "mem_gib_hour_cost_sandbox"])
@@ -83,7 +84,7 @@ def test_an_unknown_price_is_refused_unless_a_highest_one_is_given(
         del rates[broken]
     else:
         rates[broken] = value
-    with pytest.raises(ProviderError, match="what L4 costs") as info:
+    with pytest.raises(ProviderError, match="what a Sandbox with L4 costs") as info:
         modal.offer()
     assert "--max-rate" in info.value.hint
     assert "nothing was rented" in info.value.effect
@@ -104,10 +105,25 @@ def test_the_wait_for_a_machine_is_bounded_shown_and_taken_back(modal: Modal) ->
     assert time.monotonic() - began < 30
     assert "nothing was rented" in info.value.effect
     assert any("looks for a machine" in text and "Ctrl-C" in text for text in modal.told)
+    # What one may have cost that came in the last moment counts.
+    assert info.value.billed_seconds >= 2
     assert modal.server.live() == []
     modal.server.service.give_capacity()
     modal.clock.advance(3600)
     assert modal.server.ledger.total() == 0
+
+
+def test_a_machine_that_comes_at_the_last_moment_is_in_the_ledger(modal: Modal) -> None:
+    """It is there when the wait is over, before the package hears of it, and its end takes its time: that is billed."""
+    modal.server.faults.delay("SandboxGetTaskId", seconds=30, times=None)
+    modal.server.faults.slow_end(40)
+    order = modal.order()
+    with pytest.raises(NoCapacity) as info:
+        modal.provider.create(order)
+    assert modal.server.live() == []
+    assert order.offer is not None
+    billed = modal.server.ledger.total("cloudft-")
+    assert 0 < billed <= info.value.billed_seconds * order.offer.rate_usd / 3600
 
 
 def test_a_create_that_hangs_is_a_doubt_and_not_a_lack_of_machines(modal: Modal) -> None:
@@ -137,7 +153,7 @@ def test_a_lost_reply_finds_the_machine_that_it_made(modal: Modal) -> None:
     """The package sends the create again, which is refused since the name is taken: by this very order."""
     modal.server.faults.drop_reply("SandboxCreate", times=1)
     machine = modal.create()
-    assert machine.id == modal.box.id
+    assert machine.id == f"double/{modal.box.id}"
     assert len(modal.server.live()) == 1
 
 
@@ -152,7 +168,7 @@ def test_replies_that_stay_lost_are_a_doubt_and_the_name_ends_it(modal: Modal, f
     assert "5ec4e7" not in str(info.value)
     found = modal.another().find(modal.name)
     assert found is not None
-    assert found.id == modal.box.id
+    assert found.id == f"double/{modal.box.id}"
     modal.another().terminate(modal.name)
     assert modal.server.live() == []
 
@@ -180,8 +196,8 @@ def test_an_end_is_an_end_whatever_the_return_code_says(modal: Modal, status: in
     modal.create()
     modal.server.service.end(modal.box.id, status)
     for one in (modal.provider, modal.another()):
-        found = one.find(modal.name)
-        assert found is None or found.state == "ended"
+        assert one.find(modal.name) is None
+        assert one.find(modal.name, f"double/{modal.box.id}") is None
         assert one.machines() == []
     modal.provider.terminate(modal.name)
 
@@ -230,7 +246,7 @@ def test_more_machines_than_a_page_are_listed(modal: Modal) -> None:
 def test_secrets_and_a_private_registry(modal: Modal) -> None:
     modal.server.secrets["hub"] = {"HF_TOKEN": "hf_1"}
     modal.server.secrets["login"] = {"REGISTRY_USERNAME": "me", "REGISTRY_PASSWORD": "pass"}
-    modal.server.registry_login = ("me", "pass")
+    modal.server.images.registry_login = ("me", "pass")
     with pytest.raises(ProviderError, match="authentication required") as info:
         modal.create()
     assert "machine.registry" in info.value.hint
@@ -320,6 +336,54 @@ def test_without_the_package_the_command_to_install_it(modal: Modal, monkeypatch
     assert "pip install 'cloudft[modal]'" in info.value.hint
 
 
+def test_a_machine_in_another_environment_is_found_and_ended(modal: Modal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which environment is the default is a setting of one computer: the reaper's may be another one."""
+    modal.server.service.environments.append("experiments")
+    monkeypatch.setenv("MODAL_ENVIRONMENT", "experiments")
+    machine = modal.create()
+    monkeypatch.delenv("MODAL_ENVIRONMENT")
+    elsewhere = modal.another()
+    assert [m.id for m in elsewhere.machines()] == [machine.id]
+    found = elsewhere.find(modal.name)
+    assert found is not None
+    assert found.id == machine.id
+    elsewhere.terminate(modal.name)
+    assert modal.server.live() == []
+
+
+def test_a_token_of_another_workspace_takes_nothing_for_ended(modal: Modal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees no machine of the first one's: taken for its end, another would be rented beside it."""
+    machine = modal.create()
+    with ModalDouble(clock=modal.clock, workspace="another") as other:
+        for name, value in other.env().items():
+            monkeypatch.setenv(name, value)
+        stranger = modal.another()
+        for ask in (stranger.find, stranger.terminate):
+            with pytest.raises(ProviderError, match=r"workspace another, and machine sb-\w+ was rented in double"):
+                ask(modal.name, machine.id)
+        assert stranger.machines() == []
+    assert len(modal.server.live()) == 1
+
+
+def test_the_token_that_modals_own_command_wrote_down_will_do(
+    modal: Modal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`modal token new` writes it into a file; the package reads that when it is imported."""
+    env = dict(os.environ) | {"PYTHONPATH": str(REPO), "MODAL_CONFIG_PATH": str(tmp_path / "modal.toml")}
+    del env["MODAL_TOKEN_ID"], env["MODAL_TOKEN_SECRET"]
+    (tmp_path / "modal.toml").write_text(
+        f'[me]\ntoken_id = "{TOKEN_ID}"\ntoken_secret = "{TOKEN_SECRET}"\nactive = true\n'
+    )
+    script = (
+        "from infra.accounts import accounts\n"
+        "from infra.provider_modal import ModalProvider\n"
+        "ModalProvider().check()\n"
+        "print(accounts())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, done.stdout) == (0, "['modal']\n"), done.stderr
+
+
 INTERRUPTED = """
 import sys
 from infra.gpus import parse_wish
@@ -340,7 +404,7 @@ def test_ctrl_c_during_the_wait_takes_the_order_back_and_says_so() -> None:
     with ModalDouble() as server:
         server.faults.no_capacity()
         process = _start(server, INTERRUPTED)
-        _wait_for_create(server)
+        _wait_for(server)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 130
@@ -348,11 +412,23 @@ def test_ctrl_c_during_the_wait_takes_the_order_back_and_says_so() -> None:
         assert server.live() == []
 
 
+def test_ctrl_c_before_the_order_says_that_nothing_was_ordered() -> None:
+    with ModalDouble() as server:
+        server.faults.slow_build(60)
+        process = _start(server, INTERRUPTED)
+        _wait_for(server, "ImageJoinStreaming")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "nothing is billed" in said
+        assert "SandboxCreate" not in server.calls
+
+
 def test_a_client_that_is_killed_leaves_a_machine_that_is_found_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with ModalDouble() as server:
         server.faults.no_capacity()
         process = _start(server, INTERRUPTED)
-        _wait_for_create(server)
+        _wait_for(server)
         process.kill()
         process.communicate(timeout=60)
         server.service.give_capacity()
@@ -369,9 +445,10 @@ def _start(server: ModalDouble, script: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True, cwd=REPO)
 
 
-def _wait_for_create(server: ModalDouble) -> None:
+def _wait_for(server: ModalDouble, call: str = "SandboxGetFromName") -> None:
+    """The order is placed, and was looked for; or as far as that call."""
     give_up = time.monotonic() + 60
-    while "SandboxGetFromName" not in server.calls:
+    while call not in server.calls:
         assert time.monotonic() < give_up
         time.sleep(0.05)
 
@@ -382,14 +459,15 @@ def _wait_for_create(server: ModalDouble) -> None:
         ("SandboxGetFromName", "find terminate"),
         ("SandboxTagsGet", "find machines"),
         ("SandboxListV2", "machines terminate"),
-        ("SandboxWait", "find terminate"),
+        ("SandboxWait", "find_by_id terminate"),
     ],
 )
 def test_a_read_that_fails_is_an_error_of_ours_and_never_an_absence(modal: Modal, call: str, reads: str) -> None:
-    modal.create()
+    machine = modal.create()
     modal.server.faults.unavailable(call, times=None)
     asked = {
         "find": lambda: modal.another().find(modal.name),
+        "find_by_id": lambda: modal.another().find(modal.name, machine.id),
         "machines": lambda: modal.another().machines(),
         "terminate": lambda: modal.another().terminate(modal.name),
     }

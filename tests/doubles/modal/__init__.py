@@ -10,8 +10,8 @@ A sandbox's command really runs: ``ProcessRunner`` or ``DockerRunner`` of ``test
 test, ``SimRunner``. ``server.faults`` holds what can go wrong, ``server.calls`` the names of the calls made,
 ``server.misuses`` what a client got wrong.
 
-The modules: ``double`` (start here), ``service`` (what sandboxes do), ``boxes``, ``faults``, ``ledger``; and the wire:
-``servicer``.
+The modules: ``double`` (start here), ``service`` (what sandboxes do), ``images`` (what they are built from), ``boxes``,
+``faults``, ``ledger``; and the wire: ``servicer``.
 
 Where each rule comes from
 --------------------------
@@ -41,6 +41,13 @@ was held against the live service.
   - [doc] GPU sandboxes may be preempted; [assumed] one ends as TERMINATED, after SIGTERM.
   - [assumed] An account's limit of GPUs is RESOURCE_EXHAUSTED at the create; no free machine is silence.
   - [doc] a private image needs a secret with REGISTRY_USERNAME and REGISTRY_PASSWORD, or its build fails.
+  - [code] an image from a Dockerfile is sent as its lines, and the files that its COPY lines name as a mount, of which
+    only files that the server lacks are sent; a builder after 2025.06 gets the FROM line as an image of its own. Equal
+    content is built once. The log is streamed while it builds; a failure names only the log. [3p] The builder is not
+    Docker's: LABEL, STOPSIGNAL and some others are refused. [assumed] An ARG before FROM is, too, and the builder's
+    minutes are billed, as 4 cores and 16 GiB at a sandbox's rates; fetching from a registry is not.
+  - [doc] a workspace has environments, each with apps and sandboxes of its own; [code] the client names one, or none
+    for the default.
 """
 
 from .boxes import Box, new_result

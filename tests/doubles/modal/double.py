@@ -12,12 +12,15 @@ from ..clock import Clock, RealClock  # noqa: TID252 (tests are no installed pac
 from ..runpod.runners import Runner, SimRunner  # noqa: TID252
 from .boxes import Box
 from .faults import Faults
+from .images import ImageStore
 from .ledger import Ledger
 from .service import Service
 from .servicer import Servicer
 
 TOKEN_ID = "ak-DOUBLETOKENID0000000000"
 TOKEN_SECRET = "as-DOUBLETOKENSECRET000000"
+# Of the service's image builder; the package makes other layers for later ones.
+BUILDER = "2025.06"
 LOOK_EVERY_S = 0.05
 
 
@@ -29,10 +32,11 @@ class ModalDouble:
         runner: what runs in sandboxes; a ``SimRunner`` by default.
         schedule_s, boot_s: seconds until a machine is given, and from then until the command starts.
         idempotent: a create that is repeated with the same key is known as the same.
+        workspace: the name of the workspace that the token belongs to.
+        builder: the version of the service's image builder.
 
     Attributes:
-        service, ledger, faults, secrets: what the tests look at and change; ``registry_login`` makes every image
-            private, with that user and password.
+        service, ledger, faults, secrets, images: what the tests look at and change.
         calls: the name of every call, in order.
         misuses: what a client got wrong; a good one leaves it empty.
     """
@@ -45,6 +49,8 @@ class ModalDouble:
         schedule_s: float = 0.0,
         boot_s: float = 0.0,
         idempotent: bool = False,
+        workspace: str = "double",
+        builder: str = BUILDER,
     ) -> None:
         self.clock: Clock = clock or RealClock()
         self.runner: Runner = runner or SimRunner()
@@ -52,8 +58,8 @@ class ModalDouble:
         self.service = Service(self.clock, self.runner, self.faults, schedule_s=schedule_s, boot_s=boot_s)
         self.idempotent = idempotent
         self.token_id, self.token_secret = TOKEN_ID, TOKEN_SECRET
+        self.workspace, self.builder = workspace, builder
         self.secrets: dict[str, dict[str, str]] = {}
-        self.registry_login: tuple[str, str] | None = None
         self.calls: list[str] = []
         self.misuses: list[str] = []
         self.url = ""
@@ -99,6 +105,11 @@ class ModalDouble:
     def ledger(self) -> Ledger:
         """What the server charges: ``ledger.total("name-prefix")`` in dollars."""
         return self.service.ledger
+
+    @property
+    def images(self) -> ImageStore:
+        """The images, and what was sent for them; ``images.registry_login`` makes those of registries private."""
+        return self.service.images
 
     @property
     def closed(self) -> bool:

@@ -15,7 +15,9 @@ from ..clock import Clock  # noqa: TID252 (tests are no installed package)
 from ..runpod.runners import Container, Launch, Runner  # noqa: TID252
 from .boxes import Box, Line, Status, new_result
 from .faults import Faults
+from .images import ImageStore
 from .ledger import Ledger
+from .refusal import Refused
 
 # Dollars per hour, as the service words them [3p]; a memory's is per GiB, a CPU's per physical core.
 RATES = {
@@ -35,18 +37,14 @@ RATES = {
 }
 # What an unlimited sandbox uses: the whole host.
 HOST_CORES, HOST_GIB = 64.0, 512.0
+# [assumed] What builds images, at a sandbox's rates.
+BUILDER_CORES, BUILDER_GIB = 4.0, 16.0
+# The environment of those who name none.
+DEFAULT = "main"
 BROAD = ("us", "eu", "ap")
 LONGEST_S = 86400
 END_GRACE_S = 2.0
 PREEMPT_GRACE_S = 5.0  # SIGTERM, then SIGKILL [assumed]
-
-
-class Refused(Exception):
-    """The service says no."""
-
-    def __init__(self, code: Code, why: str) -> None:
-        super().__init__(why)
-        self.code, self.why = code, why
 
 
 class Service:
@@ -66,8 +64,11 @@ class Service:
         self.schedule_s, self.boot_s = schedule_s, boot_s
         self.rates: dict[str, str] = {key: str(value) for key, value in RATES.items()}
         self.boxes: dict[str, Box] = {}
-        self.apps: dict[str, str] = {}
+        # (environment, name) → id
+        self.apps: dict[tuple[str, str], str] = {}
+        self.environments = [DEFAULT]
         self.ledger = Ledger(clock.now)
+        self.images = ImageStore(faults, self.ledger, clock.now, self.build_rate)
         self._lock = threading.RLock()
         self._fresh: list[Container] = []
         self._stoppers: list[threading.Thread] = []
@@ -112,6 +113,7 @@ class Service:
         self._harvest(box)
         container = box.container
         if container is not None and container.state() == "exited":
+            self._harvest(box)  # It may have printed between the last look and its end.
             code = container.exit_code() or 0
             if box.preempted:
                 self._finish(box, new_result(Status.GENERIC_STATUS_TERMINATED), now)
@@ -203,12 +205,25 @@ class Service:
                 raise Refused(Code.NOT_FOUND, f"no sandbox {sandbox_id}")
             return self.boxes[sandbox_id]
 
-    def named(self, app_name: str, name: str) -> Box:
+    def app(self, environment: str, name: str, create: bool = False) -> str:
+        """The id of an app; ``Refused`` if there is none, or no such environment."""
+        environment = environment or DEFAULT
+        if environment not in self.environments:
+            raise Refused(Code.NOT_FOUND, f"no environment {environment}")
+        with self._lock:
+            if create:
+                self.apps.setdefault((environment, name), f"ap-{len(self.apps) + 1}")
+            if (environment, name) not in self.apps:
+                raise Refused(Code.NOT_FOUND, f"no app {name} in {environment}")
+            return self.apps[environment, name]
+
+    def named(self, environment: str, app_name: str, name: str) -> Box:
         """The live one of that name."""
         self.settle()
+        app_id = self.app(environment, app_name)
         with self._lock:
             for box in self.boxes.values():
-                if box.live and box.name == name and self.apps.get(app_name) == box.app_id:
+                if box.live and box.name == name and app_id == box.app_id:
                     return box
         raise Refused(Code.NOT_FOUND, f"no running sandbox is named {name}")
 
@@ -283,6 +298,11 @@ class Service:
         if regions:
             total *= 1.5 if all(region in BROAD for region in regions) else 1.75
         return total
+
+    def build_rate(self) -> float:
+        """Dollars per hour of what builds images."""
+        cores, memory = (float(self.rates[key]) for key in ("cpu_hour_cost_sandbox", "mem_gib_hour_cost_sandbox"))
+        return BUILDER_CORES * cores + BUILDER_GIB * memory
 
     def live(self, name_prefix: str = "") -> list[Box]:
         """Every sandbox that has not ended: the truth, whatever lists say."""

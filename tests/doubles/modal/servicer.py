@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,16 +17,15 @@ from grpclib.const import Handler
 from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 
-from .boxes import Box, Status, new_result
-from .service import Refused
+from .boxes import Box
+from .images import Definition
+from .refusal import Refused
 
 if TYPE_CHECKING:
     from .double import ModalDouble
 
-BUILDER = "2025.06"
 LOOK_EVERY_S = 0.05
 PAGE = 2
-REGISTRY_KEYS = ("REGISTRY_USERNAME", "REGISTRY_PASSWORD")
 
 
 class _Everything(ModalClientBase):
@@ -44,8 +44,7 @@ class Servicer:
     def __init__(self, double: ModalDouble) -> None:
         self.double, self.service, self.faults = double, double.service, double.faults
         self.secrets: dict[str, dict[str, str]] = {}
-        self.images: dict[str, str] = {}
-        self.builds: dict[str, tuple[float, Any]] = {}
+        self.images = double.service.images
         self._known: dict[str, str] = {}
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -102,30 +101,34 @@ class Servicer:
 
     # the workspace
     def ClientHello(self, request: Any) -> Any:
-        return api_pb2.ClientHelloResponse(image_builder_version=BUILDER)
+        return api_pb2.ClientHelloResponse(image_builder_version=self.double.builder)
 
     def AuthTokenGet(self, request: Any) -> Any:
         claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + 3600}).encode()).decode().rstrip("=")
         return api_pb2.AuthTokenGetResponse(token=f"e30.{claims}.sig")
 
     def WorkspaceNameLookup(self, request: Empty) -> Any:
-        return api_pb2.WorkspaceNameLookupResponse(workspace_name="double", username="double")
+        return api_pb2.WorkspaceNameLookupResponse(workspace_name=self.double.workspace, username=self.double.workspace)
 
     def WorkspaceBillingRates(self, request: Any) -> Any:
         return api_pb2.WorkspaceBillingRatesResponse(rates=self.service.rates, formatted="rates")
 
     def EnvironmentGetOrCreate(self, request: Any) -> Any:
-        settings = api_pb2.EnvironmentSettings(image_builder_version=BUILDER, webhook_suffix="")
+        settings = api_pb2.EnvironmentSettings(image_builder_version=self.double.builder, webhook_suffix="")
         metadata = api_pb2.EnvironmentMetadata(name=request.deployment_name or "main", settings=settings)
         return api_pb2.EnvironmentGetOrCreateResponse(environment_id="en-1", metadata=metadata)
 
+    def EnvironmentList(self, request: Empty) -> Any:
+        items = [
+            api_pb2.EnvironmentListItem(environment_id=f"en-{number}", name=name)
+            for number, name in enumerate(self.service.environments, 1)
+        ]
+        return api_pb2.EnvironmentListResponse(items=items)
+
     def AppGetOrCreate(self, request: Any) -> Any:
-        apps = self.service.apps
-        if request.app_name not in apps:
-            if request.object_creation_type != api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING:
-                raise Refused(Code.NOT_FOUND, f"no app {request.app_name}")
-            apps[request.app_name] = f"ap-{len(apps) + 1}"
-        return api_pb2.AppGetOrCreateResponse(app_id=apps[request.app_name])
+        create = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
+        app_id = self.service.app(request.environment_name, request.app_name, create)
+        return api_pb2.AppGetOrCreateResponse(app_id=app_id)
 
     # secrets and images
     def SecretGetOrCreate(self, request: Any) -> Any:
@@ -145,36 +148,62 @@ class Servicer:
         return api_pb2.SecretGetOrCreateResponse(secret_id=secret_id, metadata=metadata)
 
     def ImageGetOrCreate(self, request: Any) -> Any:
-        commands = list(request.image.dockerfile_commands)
-        if len(commands) != 1 or not commands[0].startswith("FROM "):
-            raise Refused(Code.INVALID_ARGUMENT, "this double builds images from a registry only")
-        reference = commands[0].removeprefix("FROM ")
-        image_id = next((i for i, known in self.images.items() if known == reference), f"im-{len(self.images) + 1}")
-        self.images[image_id] = reference
-        if image_id not in self.builds or self.builds[image_id][1].status != Status.GENERIC_STATUS_SUCCESS:
-            slow = self.faults.take("slow_build")
-            ready = time.monotonic() + (slow.value if slow else 0.0)
-            self.builds[image_id] = (ready, self._built(request.image))
-        ready, result = self.builds[image_id]
-        done = result if time.monotonic() >= ready else None
-        return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=done, metadata=api_pb2.ImageMetadata())
+        image = request.image
+        definition = Definition(
+            tuple(image.dockerfile_commands),
+            tuple(base.image_id for base in image.base_images),
+            self.images.files(image.context_mount_id) | {f.filename: f.data for f in image.context_files},
+            dict(image.build_args),
+            self.secrets.get(image.image_registry_config.secret_id, {}),
+        )
+        build, there = self.images.get_or_build(definition)
+        # Of one that is new the client hears by joining its build.
+        done = build.result if there else None
+        return api_pb2.ImageGetOrCreateResponse(image_id=definition.id, result=done, metadata=api_pb2.ImageMetadata())
 
-    def _built(self, image: Any) -> Any:
-        if self.faults.take("build_fails") is not None:
-            return new_result(Status.GENERIC_STATUS_FAILURE, 1, "the registry does not answer")
-        given = self.secrets.get(image.image_registry_config.secret_id, {})
-        wanted = self.double.registry_login
-        if wanted is not None and tuple(given.get(key) for key in REGISTRY_KEYS) != wanted:
-            return new_result(Status.GENERIC_STATUS_FAILURE, 1, "unauthorized: authentication required")
-        return new_result(Status.GENERIC_STATUS_SUCCESS)
+    def ImageFromId(self, request: Any) -> Any:
+        self.images.of(request.image_id)
+        return api_pb2.ImageFromIdResponse(image_id=request.image_id, metadata=api_pb2.ImageMetadata())
 
     async def ImageJoinStreaming(self, request: Any) -> AsyncIterator[Any]:
-        ready, result = self.builds[request.image_id]
+        """The log from ``last_entry_id`` on, until the build ends or the request's time is over."""
+        build = self.images.builds[request.image_id]
         give_up = time.monotonic() + request.timeout
-        while time.monotonic() < min(ready, give_up) and not self.double.closed:
+        seen = int(request.last_entry_id or 0)
+        while not self.double.closed:
+            done = build.done
+            for text in build.printed()[seen:]:
+                seen += 1
+                yield api_pb2.ImageJoinStreamingResponse(entry_id=str(seen), task_logs=[_printed(text)])
+            if done:
+                yield api_pb2.ImageJoinStreamingResponse(result=build.result, entry_id=str(seen), eof=True)
+                return
+            if time.monotonic() > give_up:
+                return
             await asyncio.sleep(LOOK_EVERY_S)
-        if time.monotonic() >= ready:
-            yield api_pb2.ImageJoinStreamingResponse(result=result, entry_id="1", eof=True)
+
+    # files of a build context
+    def MountBatchedCheckExistence(self, request: Any) -> Any:
+        missing = [sha for sha in request.sha256_hex_hashes if sha not in self.images.blobs]
+        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
+
+    def MountPutFile(self, request: Any) -> Any:
+        if request.data_blob_id:
+            raise Refused(Code.INVALID_ARGUMENT, "this double takes small files only")
+        if hashlib.sha256(request.data).hexdigest() != request.sha256_hex:
+            raise Refused(Code.INVALID_ARGUMENT, "the file is not the one that was announced")
+        self.images.blobs[request.sha256_hex] = request.data
+        return api_pb2.MountPutFileResponse(exists=True)
+
+    def MountGetOrCreate(self, request: Any) -> Any:
+        files = {file.filename: file.sha256_hex for file in request.files}
+        if missing := [name for name, sha in files.items() if sha not in self.images.blobs]:
+            raise Refused(Code.INVALID_ARGUMENT, f"never sent: {', '.join(missing)}")
+        mount_id = f"mo-{len(self.images.mounts) + 1}"
+        self.images.mounts[mount_id] = files
+        return api_pb2.MountGetOrCreateResponse(
+            mount_id=mount_id, handle_metadata=api_pb2.MountHandleMetadata(content_checksum_sha256_hex=mount_id)
+        )
 
     # sandboxes
     def SandboxCreate(self, request: Any, metadata: Any) -> Any:
@@ -182,14 +211,12 @@ class Servicer:
         if self.double.idempotent and key in self._known:
             return self._created(self.service.get(self._known[key]))
         definition = request.definition
-        ready = self.builds.get(definition.image_id)
-        if ready is None or ready[1].status != Status.GENERIC_STATUS_SUCCESS:
-            raise Refused(Code.FAILED_PRECONDITION, "the image is not built")
+        image = self.images.of(definition.image_id)
         env: dict[str, str] = {}
         for secret_id in definition.secret_ids:
             env |= self.secrets[secret_id]
         tags = {tag.tag_name: tag.tag_value for tag in request.tags}
-        box = self.service.create(request.app_id, definition, tags, env, self.images[definition.image_id])
+        box = self.service.create(request.app_id, definition, tags, env, image.runs_as)
         self._known[key] = box.id
         return self._created(box)
 
@@ -215,7 +242,7 @@ class Servicer:
         return api_pb2.SandboxTerminateResponse(existing_result=self.service.get(request.sandbox_id).result)
 
     def SandboxGetFromName(self, request: Any) -> Any:
-        box = self.service.named(request.app_name, request.sandbox_name)
+        box = self.service.named(request.environment_name, request.app_name, request.sandbox_name)
         return api_pb2.SandboxGetFromNameResponse(sandbox_id=box.id, metadata=_metadata(box))
 
     def SandboxGetFromNameV2(self, request: Any) -> Any:
@@ -282,6 +309,11 @@ def _info(box: Box) -> Any:
         task_info=api_pb2.TaskInfo(id=box.task_id, result=box.result, sandbox_id=box.id),
         metadata=_metadata(box),
     )
+
+
+def _printed(text: str) -> Any:
+    """A line of a build's log."""
+    return api_pb2.TaskLogs(data=text + "\n", file_descriptor=api_pb2.FILE_DESCRIPTOR_STDOUT)
 
 
 def _log(line: Any) -> Any:
