@@ -14,37 +14,59 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from jobs import ranks
+from jobs.course import Course
+from jobs.divergence import LossWatch
+from jobs.runlog import say
+
 LOG_EVERY_S = 5.0  # the log is for people; metrics.jsonl has every step
 # However slow the disk, saving takes at most this share of the time.
 SAVING_SHARE = 0.05
 
 
-class Diverged(RuntimeError):
-    """The loss is no longer a number; what was learned is lost."""
+class Diverged(Exception):
+    """The loss is no number any more, or has risen for good; what was learned since the best step is lost."""
 
 
 class StepReport(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Writes one line of ``metrics.jsonl`` per step, and a line of the log every few seconds.
 
-    A line: ``step``, ``max_steps``, ``loss``, ``learning_rate``, ``tokens`` (seen so far, prompts included,
-    padding not), ``elapsed_s`` and ``eta_s`` (seconds of training behind and ahead), ``epoch``.
-    Lines that are there already are those of an earlier machine: what it counted is counted on.
+    A line: ``stage`` (its name), ``step`` and ``max_steps`` (of the whole run), ``loss``, ``learning_rate``, ``tokens``
+    (seen so far, prompts included, padding not), ``elapsed_s`` and ``eta_s`` (seconds of training behind and ahead),
+    ``epoch`` (of the stage); where steps were cut, ``shortened_from`` (what ``max_steps`` was), and where memory was
+    short, ``pieces`` (that a micro-batch is computed in). Lines that are there already are those of earlier stages and
+    machines: what they counted is counted on.
+
+    Args:
+        steps_before: of the stages before this one.
+        planned: steps of the whole run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        self._losses = [float(line["loss"]) for line in lines]
+    def __init__(self, path: Path, stage: str, steps_before: int, planned: int, course: Course) -> None:
+        self.path, self.stage, self.steps_before, self.planned = path, stage, steps_before, planned
+        self.course, self.shortened_from = course, 0
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+        self._losses = {int(line["step"]): float(line["loss"]) for line in lines}
+        self._watch = LossWatch()
+        for step, loss in self._losses.items():
+            if step > steps_before:
+                self._watch.add(loss)
         self._tokens_before = int(lines[-1]["tokens"]) if lines else 0
         self._elapsed_before = float(lines[-1]["elapsed_s"]) if lines else 0.0
-        self._first = len(lines) + 1
+        self._said_one = False
         self.tokens = self._tokens_before
         self._began = self._said = time.monotonic()
 
-    @property
-    def mean_loss(self) -> float | None:
-        """Over all steps, those of earlier machines included."""
-        return math.fsum(self._losses) / len(self._losses) if self._losses else None
+    def mean_loss(self, beyond: int = 0) -> float | None:
+        """Over all steps beyond that one, those of earlier machines included; None for no step."""
+        losses = [loss for step, loss in self._losses.items() if step > beyond]
+        return round(math.fsum(losses) / len(losses), 6) if losses else None
+
+    def shortened(self, before: int, after: int) -> None:
+        """The stage has ``after`` steps instead of the ``before`` that it was planned with."""
+        whole = self.shortened_from or self.planned
+        self.shortened_from, self.planned = whole, whole - (before - after)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = time.monotonic()
@@ -59,50 +81,60 @@ class StepReport(TrainerCallback):  # type: ignore[misc]  # the library has no t
     ) -> None:
         if not logs or "loss" not in logs:  # the summary after the last step
             return
-        if not math.isfinite(logs["loss"]):
-            raise Diverged(f"the loss became {logs['loss']} at step {state.global_step}")
+        if wrong := self._watch.add(logs["loss"]):
+            raise Diverged(f"{wrong}, at step {state.global_step}")
         elapsed = self._elapsed_before + time.monotonic() - self._began
         if "num_tokens" in logs:  # since this process began
             self.tokens = self._tokens_before + int(logs["num_tokens"])
-        self._losses.append(logs["loss"])
+        step = self.steps_before + state.global_step
+        self._losses[step] = logs["loss"]
         line = {
-            "step": state.global_step,
-            "max_steps": state.max_steps,
+            "stage": self.stage,
+            "step": step,
+            "max_steps": self.planned,
             "loss": logs["loss"],
             "learning_rate": logs["learning_rate"],
             "tokens": self.tokens,
             "elapsed_s": round(elapsed, 3),
-            "eta_s": round(elapsed / state.global_step * (state.max_steps - state.global_step), 1),
+            "eta_s": round(elapsed / step * (self.planned - step), 1),
             "epoch": round(logs.get("epoch", 0.0), 4),
         }
-        with self.path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+        if self.shortened_from:
+            line["shortened_from"] = self.shortened_from
+        if self.course.pieces > 1:
+            line["pieces"] = self.course.pieces
+        if ranks.first():
+            with self.path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
         self._say(line)
 
     def _say(self, line: dict[str, Any]) -> None:
         now = time.monotonic()
-        if line["step"] not in (self._first, line["max_steps"]) and now - self._said < LOG_EVERY_S:
+        if self._said_one and line["step"] != line["max_steps"] and now - self._said < LOG_EVERY_S:
             return
-        self._said = now
+        self._said, self._said_one = now, True
         minutes, seconds = divmod(round(line["eta_s"]), 60)
         rate = line["tokens"] / max(line["elapsed_s"], 1e-3)
-        print(
+        say(
             f"step {line['step']:>{len(str(line['max_steps']))}}/{line['max_steps']}"
             f"  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}"
-            f"  {rate:,.0f} tokens/s  left {minutes}:{seconds:02d}",
-            flush=True,
+            f"  {rate:,.0f} tokens/s  left {minutes}:{seconds:02d}"
         )
 
 
 class StopAtStep(TrainerCallback):  # type: ignore[misc]
-    """Ends training after the running step once it is asked to, so that what was learned can be saved."""
+    """Ends training after the running step once it is asked to, so that what was learned can be saved.
 
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self.asked = asked
+    ``agreed`` says whether the run is to stop, the same on all ranks. It is asked first: others look at ``stopped``.
+    """
+
+    def __init__(self, agreed: Callable[[], bool]) -> None:
+        self.agreed = agreed
+        self.stopped = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.asked():
-            control.should_training_stop = True
+        if self.agreed():
+            self.stopped = control.should_training_stop = True
 
 
 class CheckpointInTime(TrainerCallback):  # type: ignore[misc]
@@ -111,8 +143,8 @@ class CheckpointInTime(TrainerCallback):  # type: ignore[misc]
     Time, not steps, says what a lost machine costs. None after the last step: the adapter itself comes next.
     """
 
-    def __init__(self, first: float, every: float, asked: Callable[[], bool]) -> None:
-        self.first, self.every, self.asked = first, every, asked
+    def __init__(self, first: float, every: float, stopper: StopAtStep) -> None:
+        self.first, self.every, self.stopper = first, every, stopper
         self._due = math.inf
         self._saving_since = 0.0
 
@@ -121,7 +153,8 @@ class CheckpointInTime(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.monotonic()
-        if state.global_step < state.max_steps and (now >= self._due or self.asked()):
+        due = ranks.agree([now >= self._due])[0] or self.stopper.stopped
+        if state.global_step < state.max_steps and due:
             self._saving_since = now
             control.should_save = True
 

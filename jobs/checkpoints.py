@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from jobs.transfer import sha256_file
@@ -35,7 +36,14 @@ TOKENIZER_FILES = (
 WEIGHTS = "adapter_model.safetensors"
 TEMPLATE = "chat_template.jinja"
 ADAPTER_FILES = (WEIGHTS, "adapter_config.json")
-ALL_ADAPTER_FILES = (*ADAPTER_FILES, TEMPLATE, *TOKENIZER_FILES)
+# A full fine-tune, in one file or in shards.
+MODEL_WEIGHTS = "model*.safetensors"
+# In a result and a checkpoint: a folder for each stage that was kept out, with its adapter.
+REJECTED = "rejected"
+MODEL_INDEX = "model.safetensors.index.json"
+# In a checkpoint: a folder with the best weights of the stage so far, and a file in it that says of what step.
+BEST, BEST_FACTS = "best", "best.json"
+RESULT_FILES = (*ADAPTER_FILES, MODEL_INDEX, "config.json", "generation_config.json", TEMPLATE, *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -60,14 +68,14 @@ class Checkpoint:
 
 def seal(path: Path, step: int, spec_sha256: str, at: float) -> None:
     """Make the folder a checkpoint: every file on the disk first, the seal last, in one rename."""
-    files = sorted(p for p in path.iterdir() if p.is_file() and p.name != SEAL)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != SEAL)
     for file in files:
         _sync(file)
     content = {
         "step": step,
         "at": at,
         "spec_sha256": spec_sha256,
-        "files": {file.name: sha256_file(file) for file in files},
+        "files": {file.relative_to(path).as_posix(): sha256_file(file) for file in files},
     }
     part = path / f".{SEAL}.part"
     part.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -98,15 +106,38 @@ def sweep(folder: Path, keep: Sequence[Checkpoint]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def adapter_of(checkpoint: Checkpoint, target: Path) -> None:
-    """Put the adapter that the checkpoint holds at ``target``, which must not be there yet: whole or not at all."""
-    part = target.with_name(".adapter.part")
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of a result or a checkpoint, of an adapter or of a whole model; none where there is no such thing."""
+    if not folder.is_dir():
+        return []
+    return sorted([p for p in (folder / WEIGHTS,) if p.is_file()] + list(folder.glob(MODEL_WEIGHTS)))
+
+
+def result_of(checkpoint: Checkpoint, target: Path) -> None:
+    """Put what would go home of a checkpoint at ``target``, which must not be there yet: whole or not at all.
+
+    The best adapter of its stage so far, where it holds one, or else the adapter of its own step.
+    """
+    part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name in ALL_ADAPTER_FILES:
-        if name in checkpoint.files:
+    for name in checkpoint.files:
+        if name in RESULT_FILES or fnmatch(name, MODEL_WEIGHTS) or name.startswith(f"{REJECTED}/"):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.path / name, part / name)
+    if (best := checkpoint.path / BEST / WEIGHTS).is_file():
+        shutil.copyfile(best, part / WEIGHTS)
     part.rename(target)
+
+
+def result_step(checkpoint: Checkpoint) -> int:
+    """The step of the run that ``result_of`` takes the weights from. A full fine-tune has its newest there."""
+    try:
+        if f"{BEST}/{WEIGHTS}" in checkpoint.files:
+            return int(json.loads((checkpoint.path / BEST / BEST_FACTS).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return checkpoint.step
 
 
 def _sync(path: Path) -> None:

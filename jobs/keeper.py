@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs import checkpoints, transfer
+from jobs import checkpoints, pieces, transfer
 from jobs import ticket as names
 from jobs.bundle import pack, unpack
 from jobs.checkpoints import Checkpoint
@@ -38,19 +38,24 @@ class Stored:
     sha256: str
     bytes: int
     at: float
+    piece_bytes: int
 
 
 class Keeper:
     """The checkpoints of one machine and those in the store. ``stored``: newest first, two at most."""
 
-    def __init__(self, outputs: Mapping[str, Output], work: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, outputs: Mapping[str, Output], work: Path, say: Callable[[str], None], piece_bytes: int = 4_000_000_000
+    ) -> None:
         self.outputs = outputs
+        self.piece_bytes = piece_bytes
         self.folder = work / checkpoints.FOLDER
         self.scratch = work / "checkpoint.tar"
         self.incoming = work / "incoming"
         self.say = say
         self.stored: tuple[Stored, ...] = ()
         self.resumed_from = 0
+        self.rescued_step: int | None = None
         self._lock = threading.Lock()
 
     @property
@@ -73,8 +78,10 @@ class Keeper:
         if newest is None or adapter.exists():
             return
         try:
-            checkpoints.adapter_of(newest, adapter)
-            self.say(f"the adapter is the one of the checkpoint of step {newest.step}")
+            checkpoints.result_of(newest, adapter)
+            self.rescued_step = checkpoints.result_step(newest)
+            best = f", the best by then, of step {self.rescued_step}" if self.rescued_step < newest.step else ""
+            self.say(f"the adapter is the one of the checkpoint of step {newest.step}{best}")
         except OSError as exc:
             self.say(f"the adapter of the checkpoint of step {newest.step} cannot be taken: {exc}")
 
@@ -123,7 +130,7 @@ class Keeper:
                 # The trainer keeps two, so this takes an upload that is slower than its checkpoints.
                 raise ValueError(f"the checkpoint of step {newest.step} went while it was packed")
             slot = 1 - self.stored[0].slot if self.stored else 0
-            stored = Stored(slot, newest.step, bundle.sha256, bundle.bytes, newest.at)
+            stored = Stored(slot, newest.step, bundle.sha256, bundle.bytes, newest.at, self.piece_bytes)
             transfer.retried(partial(self._send, stored, given_up), until)
             self.stored = (stored, *self.stored[:1])
             self.scratch.unlink(missing_ok=True)
@@ -147,10 +154,7 @@ class Keeper:
                 self.say(f"the store did not take the checkpoint, training goes on, next try in {pause:.0f} s: {exc}")
 
     def _send(self, stored: Stored, given_up: Callable[[], bool]) -> None:
-        target = self.outputs[names.SLOTS[stored.slot]]
-        transfer.put_file(target.put, self.scratch, given_up)
-        if not transfer.arrived(target.get, self.scratch):
-            raise TransferError("the uploaded checkpoint is not what was sent")
+        pieces.send(self.outputs, names.SLOTS[stored.slot], self.scratch, stored.piece_bytes, given_up)
         # The older one is whole until its slot is written to again.
         older = asdict(self.stored[0]) if self.stored else None
         manifest = json.dumps({**asdict(stored), "previous": older}, indent=1).encode()
@@ -172,11 +176,11 @@ class Keeper:
             return ()
 
     def _fetch(self, stored: Stored) -> None:
-        url = self.outputs[names.SLOTS[stored.slot]].get
         target = self.folder / f"{checkpoints.PREFIX}{stored.step}"
         # Named by content: a broken download goes on where it ended, but never with another object's bytes.
         tar = self.incoming / f"{stored.sha256}.tar"
-        transfer.fetch(url, tar, stored.sha256, stored.bytes)
+        slot = names.SLOTS[stored.slot]
+        pieces.fetch(self.outputs, slot, tar, stored.sha256, stored.bytes, stored.piece_bytes)
         shutil.rmtree(target, ignore_errors=True)
         unpack(tar, target)
         shutil.rmtree(self.incoming)
@@ -202,4 +206,7 @@ def _stored(entry: dict[str, Any]) -> Stored:
     slot = int(entry["slot"])
     if slot not in range(len(names.SLOTS)):
         raise ValueError(f"there is no slot {slot}")
-    return Stored(slot, int(entry["step"]), str(entry["sha256"]), int(entry["bytes"]), float(entry["at"]))
+    size = int(entry["bytes"])
+    # An older client's checkpoints are one object each.
+    whole = int(entry.get("piece_bytes") or size)
+    return Stored(slot, int(entry["step"]), str(entry["sha256"]), size, float(entry["at"]), max(whole, 1))

@@ -103,13 +103,15 @@ class Terminated:
 class ChildEnded:
     """The trainer ended; ``status`` and ``reason`` are its own report, ``has_adapter`` what it left on disk.
 
-    ``resumable``: it was killed, not by us, after a checkpoint that is newer than the one that it began from.
+    ``resumable``: it was killed, not by us, after a checkpoint that is newer than the one that it began from, or has
+    written down how the next try gets further. ``final``: the training has diverged, and no machine should go on.
     """
 
     status: Status
     reason: str
     has_adapter: bool
     resumable: bool = False
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ def _child_ended(state: State, event: ChildEnded) -> Decision:
     if state.phase is not Phase.LEAVING:
         return state, ()
     # The run goes on elsewhere, unless it has just ended here, by itself or by the user's wish.
-    if state.stop_reason or (event.status == "completed" and event.has_adapter):
+    if state.stop_reason or event.final or (event.status == "completed" and event.has_adapter):
         return _after_training(replace(state, reason=""), event)
     return state, (Command.KEEP,)
 

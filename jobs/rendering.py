@@ -10,6 +10,7 @@ imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -33,6 +34,8 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
 
     def apply_chat_template(
         self,
@@ -90,6 +93,23 @@ class Encoded:
 def chatml() -> str:
     """The ChatML template, for bases that know its tokens but bring no template."""
     return (resources.files("jobs") / "chatml.jinja").read_text(encoding="utf-8")
+
+
+# Marks the answers for a trainer's mask; engines that serve do not know it.
+TRAINING_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+def has_training_tags(template: str) -> bool:
+    """Whether a template has ``{% generation %}`` tags, which only a trainer understands."""
+    return TRAINING_TAG.search(template) is not None
+
+
+def served_template(template: str) -> str:
+    """The template as it is served: the same text from the same messages, without tags that only training knows.
+
+    In their place stand tags that do nothing, so that the blanks and line breaks around them are treated as before.
+    """
+    return TRAINING_TAG.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", template)
 
 
 def choose_template(own: str | None, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -195,7 +215,7 @@ def encode_rows(
     for number, messages in enumerate(rows, 1):
         for end in (i for i, message in enumerate(messages, 1) if message["role"] == "assistant"):
             try:
-                example = _encode_one(messages[:end], tokenizer, template, stop_ids)
+                example = encode_one(messages[:end], tokenizer, template, stop_ids)
             except RenderError as exc:
                 raise RenderError(f"row {number}: {exc}") from exc
             longest = max(longest, len(example.input_ids))
@@ -208,8 +228,17 @@ def encode_rows(
     return Encoded(tuple(examples), truncated, masked, longest)
 
 
-def _encode_one(messages: Sequence[Message], tokenizer: Tokenizer, template: str, stops: set[int]) -> Example:
-    inside = stops.intersection(tokenizer.encode(messages[-1]["content"], add_special_tokens=False))
-    if inside:
-        raise RenderError("the answer contains a token that ends a turn, so what follows it could never be generated")
+def encode_one(messages: Sequence[Message], tokenizer: Tokenizer, template: str, stops: set[int]) -> Example:
+    """The last message, an answer, with everything before it.
+
+    Raises:
+        RenderError: as ``render_answer`` and ``refuse_inner_stop``.
+    """
+    refuse_inner_stop(messages[-1]["content"], tokenizer, stops)
     return encode_answer(tokenizer, render_answer(tokenizer, template, messages), stops)
+
+
+def refuse_inner_stop(answer: str, tokenizer: Tokenizer, stops: Iterable[int]) -> None:
+    """Raise ``RenderError`` for an answer that contains a token that ends a turn."""
+    if set(stops).intersection(tokenizer.encode(answer, add_special_tokens=False)):
+        raise RenderError("the answer contains a token that ends a turn, so what follows it could never be generated")

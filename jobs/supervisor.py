@@ -27,9 +27,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import checkpoints, teardown, transfer
+from jobs import checkpoints, child, pieces, teardown, transfer
 from jobs import ticket as names
 from jobs.bundle import Bundle, pack
+from jobs.curve import curve, read_lines
+from jobs.gpu import GpuWatch
 from jobs.keeper import Keeper
 from jobs.lifecycle import (
     TAKEN,
@@ -54,10 +56,11 @@ from jobs.lifecycle import (
 from jobs.ticket import Ticket, TicketError
 
 T = TypeVar("T")
-TRAINER = (sys.executable, "-P", "-m", "jobs.train")
 TICK = 0.25
 # The whole log is sent anew each time it grew, so it is cut from the front at this size.
 LOG_LIMIT = 2 << 20
+# Trackers' files are a comfort: more of them than this stays on the machine.
+TRACKING_LIMIT = 200 << 20
 # A machine that is taken away but goes on running is billed: so many seconds are spent on its last checkpoint.
 LEAVING_PATIENCE = 60.0
 
@@ -65,7 +68,7 @@ LEAVING_PATIENCE = 60.0
 class Supervisor:
     """Carries out what ``decide`` commands; slow commands run in threads and answer with events."""
 
-    def __init__(self, deadline: float, ticket_url: str, work: Path, trainer: Sequence[str] = TRAINER) -> None:
+    def __init__(self, deadline: float, ticket_url: str, work: Path, trainer: Sequence[str] = child.TRAINER) -> None:
         self.trainer = trainer
         self.state = State(deadline=deadline)
         self.ticket_url = ticket_url
@@ -73,7 +76,9 @@ class Supervisor:
         self.ticket: Ticket | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.bundle: Bundle | None = None
+        self.pieces: list[str] = []
         self.keeper: Keeper | None = None
+        self.gpu = GpuWatch()
         self.events: queue.Queue[Event] = queue.Queue()
         self.started = time.time()
         self.phases: dict[str, float] = {}
@@ -159,7 +164,7 @@ class Supervisor:
         except (transfer.TransferError, TicketError) as exc:
             return Failed(f"cannot read the ticket: {exc}")
         self.ticket = ticket
-        self.keeper = Keeper(ticket.outputs, self.work, self.say)
+        self.keeper = Keeper(ticket.outputs, self.work, self.say, ticket.piece_bytes)
         self.say(f"run {ticket.run_id}, attempt {ticket.attempt}, deadline {_utc(self.state.deadline)}")
         self._in_thread(self._report_for_ever)
         return TicketRead(save_reserve=ticket.save_reserve, ended=ended, rented=ticket.rented)
@@ -200,39 +205,30 @@ class Supervisor:
 
     def _start_child(self) -> None:
         assert self.keeper is not None
+        assert self.ticket is not None
         self._began_from = self.keeper.step_on_disk()
-        # The trainer runs the user's model code: neither the ticket nor the key to the machine is its business.
-        env = {k: v for k, v in os.environ.items() if not k.startswith("CLOUDFT_") and k != teardown.ENV_KEY}
-        with self.log_path.open("ab") as log:
-            self.child = subprocess.Popen(
-                [*self.trainer, "--work", str(self.work)],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        # A run that goes on elsewhere when this machine's time is over is not to be squeezed into it.
+        until = None if self.ticket.followed else self.state.soft_deadline
+        self.child = child.start(child.command(self.trainer, self.work, self.ticket.gpus, until), self.log_path)
         self._in_thread(self._wait_child)
 
     def _wait_child(self) -> Event:
         assert self.child is not None
         assert self.keeper is not None
+        assert self.ticket is not None
         code = self.child.wait()
-        report = _read_json(self.out / "trainer.json")
-        # Killed from outside, as by a kernel that is short of memory. A trainer that says itself why it failed would
-        # fail again; one that has not come further than before, too.
-        resumable = code < 0 and self.keeper.step_on_disk() > self._began_from
-        self.keeper.rescue(self.out / "adapter")
-        has_adapter = (self.out / "adapter" / checkpoints.WEIGHTS).is_file()
-        reason = str(report.get("reason") or "")
-        if code == 0 and report.get("status") == "completed":
-            return ChildEnded("completed", reason, has_adapter)
-        if code == 0 and report.get("status") == "stopped":
-            return ChildEnded("stopped", reason, has_adapter)
-        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        end = child.ended(code, self.out, self.ticket.gpus)
+        # A trainer that says itself why it failed would fail again; one that has not come further than before, too.
+        resumable = end.again or (end.killed and self.keeper.step_on_disk() > self._began_from)
+        if not end.final:  # what is left of a training that diverged is worth nothing
+            self.keeper.rescue(self.out / "adapter")
+        has_adapter = bool(checkpoints.weight_files(self.out / "adapter"))
+        told = end.report.get("status")
+        if code == 0 and told in ("completed", "stopped"):
+            return ChildEnded(told, end.reason, has_adapter, final=end.final)
         # An adapter saved before a crash is kept, but such a run is not called completed.
         status: Status = "stopped" if has_adapter else "failed"
-        return ChildEnded(status, reason or f"the trainer ended with {ended}; see the log", has_adapter, resumable)
+        return ChildEnded(status, end.reason, has_adapter, resumable, end.final)
 
     def _signal_child(self, number: signal.Signals) -> None:
         if self.child is not None and self.child.poll() is None:
@@ -245,15 +241,11 @@ class Supervisor:
         assert self.keeper is not None
         self.keeper.rescue(self.out / "adapter")
         bundle = pack(self.out / "adapter", self.work / names.ADAPTER)
-        url = self.ticket.outputs[names.ADAPTER]
-
-        def send_and_check() -> None:
-            transfer.put_file(url.put, bundle.path)
-            if transfer.remote_sha256(url.get) != bundle.sha256:
-                raise transfer.TransferError("the uploaded adapter reads back differently")
-
+        ticket = self.ticket
         try:
-            self._until_deadline(send_and_check)
+            self.pieces = self._until_deadline(
+                pieces.send, ticket.outputs, names.ADAPTER, bundle.path, ticket.piece_bytes
+            )
         except transfer.TransferError as exc:
             return Failed(f"the adapter was trained, but the store did not take it: {exc}")
         self.bundle = bundle
@@ -264,6 +256,7 @@ class Supervisor:
         assert self.ticket is not None
         ticket = self.ticket
         outcome = json.dumps(self._outcome(), indent=1).encode()
+        self._send_tracking()
         self._send_reports(final=True)
         urls = [ticket.outputs[names.OUTCOME].put]
         if self.bundle is not None:
@@ -277,10 +270,14 @@ class Supervisor:
 
     def _outcome(self) -> dict[str, Any]:
         assert self.ticket is not None
+        report = child.read_report(self.out / child.REPORT)
+        rescued = self.keeper.rescued_step if self.keeper else None
         artifacts = {}
         if self.bundle is not None:
             artifacts["adapter"] = {
                 "key": names.ADAPTER,
+                "pieces": self.pieces,
+                "piece_bytes": self.ticket.piece_bytes,
                 "sha256": self.bundle.sha256,
                 "bytes": self.bundle.bytes,
                 "files": self.bundle.files,
@@ -292,7 +289,9 @@ class Supervisor:
             "status": self.state.status,
             "reason": self.state.reason,
             "artifacts": artifacts,
-            "trainer": _read_json(self.out / "trainer.json"),
+            "gpu": self.gpu.report(),
+            "adapter_step": report.get("adapter_step") if rescued is None else rescued,
+            "trainer": report,
             **self._kept(),
             "phases": self.phases,
             "started_at": self.started,
@@ -319,11 +318,29 @@ class Supervisor:
         assert self.ticket is not None
         outputs = self.ticket.outputs
         with self._sending:
-            for name, path in ((names.METRICS, self.out / names.METRICS), (names.LOG, self.log_path)):
-                with contextlib.suppress(transfer.TransferError):
+            files = {name: self.out / name for name in (names.METRICS, names.AUDIT)} | {names.LOG: self.log_path}
+            for name, path in files.items():
+                # A ticket of an older client has no place for an audit.
+                with contextlib.suppress(transfer.TransferError, KeyError):
                     self._send_if_grown(outputs[name].put, path)
             with contextlib.suppress(transfer.TransferError):
                 transfer.put_bytes(outputs[names.HEARTBEAT].put, json.dumps(self._heartbeat(final)).encode())
+
+    def _send_tracking(self) -> None:
+        """Files of trackers, once and as one; a run is no worse without them."""
+        assert self.ticket is not None
+        folder = self.out / "tracking"
+        output = self.ticket.outputs.get(names.TRACKING)
+        if output is None or not folder.is_dir():
+            return
+        try:
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            if size > TRACKING_LIMIT:
+                self.say(f"the files of the trackers stay here: they have {size >> 20} MiB")
+                return
+            transfer.put_file(output.put, pack(folder, self.work / names.TRACKING).path)
+        except (transfer.TransferError, OSError, ValueError) as exc:
+            self.say(f"the files of the trackers could not be sent: {exc}")
 
     def _send_if_grown(self, url: str, path: Path) -> None:
         try:
@@ -339,16 +356,15 @@ class Supervisor:
         self._sent[url] = mark
 
     def _heartbeat(self, final: bool) -> dict[str, Any]:
-        metrics = self.out / names.METRICS
-        last = metrics.read_text(encoding="utf-8").splitlines()[-1:] if metrics.exists() else []
-        progress: dict[str, Any] = {}
-        with contextlib.suppress(ValueError):
-            progress = json.loads(last[0]) if last else {}
+        lines = read_lines(self.out / names.METRICS)
         return {
             "at": time.time(),
             "phase": self.state.phase.value,
             "reason": self.state.reason or self.state.stop_reason,
-            "progress": progress,
+            "progress": _last(lines, "loss"),
+            "evaluation": _last(lines, "eval_loss"),
+            "losses": curve(lines),
+            "gpu": self.gpu.report() if final else self.gpu.sample(),  # the last words do not wait for a driver
             **self._kept(),
             "started_at": self.started,
             "phases": self.phases,
@@ -361,12 +377,9 @@ class Supervisor:
         return self.keeper.report() if self.keeper else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _last(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    """The last line of the metrics that has the key; {} for none."""
+    return next((line for line in reversed(lines) if key in line), {})
 
 
 def _utc(epoch: float) -> str:

@@ -24,7 +24,10 @@ HEARTBEAT = "heartbeat.json"
 LOG = "train.log"
 METRICS = "metrics.jsonl"
 ADAPTER = "adapter.tar"
-ATTEMPT_OUTPUTS = (OUTCOME, HEARTBEAT, LOG, METRICS, ADAPTER)
+# What the trainer found in the tokens before it began, and the files of trackers that keep theirs on the machine.
+AUDIT = "audit.json"
+TRACKING = "tracking.tar"
+ATTEMPT_OUTPUTS = (OUTCOME, HEARTBEAT, LOG, METRICS, ADAPTER, AUDIT, TRACKING)
 # Written by the user's side: a machine that finds it stops softly. It works at every provider alike.
 STOP = "stop"
 
@@ -64,7 +67,8 @@ class Ticket:
     Units: ``deadline`` is seconds since the epoch, after which the machine may cost nothing more;
     ``save_reserve`` the seconds before it that are kept for saving, uploading and verifying;
     ``heartbeat_every`` seconds. ``stop`` reads the object by which the user asks for a soft stop. ``rented``: the
-    provider may take the machine away, so a SIGTERM is not the user's wish.
+    provider may take the machine away, so a SIGTERM is not the user's wish. ``gpus``: so many train together.
+    ``followed``: the deadline is the machine's and not the run's, which then goes on elsewhere.
     """
 
     run_id: str
@@ -78,6 +82,10 @@ class Ticket:
     outputs: dict[str, Output]
     stop: str
     rented: bool = False
+    gpus: int = 1
+    followed: bool = False
+    # A larger file is cut into several objects (``jobs.pieces``).
+    piece_bytes: int = 4_000_000_000
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> bytes:

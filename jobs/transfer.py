@@ -16,7 +16,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import IO, TypeVar
@@ -60,8 +61,43 @@ def exists(url: str) -> bool:
         raise
 
 
-def fetch(url: str, path: Path, sha256: str, size: int, got: Callable[[int], None] | None = None) -> None:
+@dataclass(frozen=True)
+class Window:
+    """Some bytes of a file."""
+
+    path: Path
+    start: int
+    size: int
+
+    @classmethod
+    def whole(cls, path: Path) -> Window:
+        return cls(path, 0, path.stat().st_size)
+
+    def digest(self, name: str) -> str:
+        """Of these bytes, as hexadecimal digits."""
+        digest = hashlib.new(name, usedforsecurity=False)
+        left = self.size
+        with self.path.open("rb") as src:
+            src.seek(self.start)
+            while left and (piece := src.read(min(PIECE, left))):
+                digest.update(piece)
+                left -= len(piece)
+        return digest.hexdigest()
+
+
+def fetch(
+    urls: str | Sequence[str],
+    path: Path,
+    sha256: str,
+    size: int,
+    got: Callable[[int], None] | None = None,
+    *,
+    piece_bytes: int = 0,
+) -> None:
     """Download to ``path``, resuming from ``path + '.part'``, and take its place only when the sha256 agrees.
+
+    Args:
+        urls: of the object, or of the pieces that it was cut into, each of ``piece_bytes`` but the last.
 
     Raises:
         TransferError: the source fails, or (final) what came is not what was promised.
@@ -72,19 +108,25 @@ def fetch(url: str, path: Path, sha256: str, size: int, got: Callable[[int], Non
     if have > size:
         part.unlink()
         have = 0
-    if have < size:
-        with _opened(url, offset=have) as src, part.open("ab") as out:
-            while piece := src.read(PIECE):
-                out.write(piece)
-                if got:
-                    got(len(piece))
+    pieces = [urls] if isinstance(urls, str) else list(urls)
     part.touch()
-    if (there := part.stat().st_size) < size:
-        # Nothing more came, and no error: the object itself is too short.
-        raise TransferError(f"{shown(url)}: it ended after {there} of {size} bytes", final=there == have)
+    for number, url in enumerate(pieces):
+        begin = number * piece_bytes
+        end = size if number == len(pieces) - 1 else begin + piece_bytes
+        if (there := part.stat().st_size) < end:
+            with _opened(url, offset=there - begin) as src, part.open("ab") as out:
+                while piece := src.read(PIECE):
+                    out.write(piece)
+                    if got:
+                        got(len(piece))
+        if (now := part.stat().st_size) < end:
+            # Nothing more came, and no error: the object itself is too short.
+            raise TransferError(
+                f"{shown(url)}: it ended after {now - begin} of {end - begin} bytes", final=now == there
+            )
     if sha256_file(part) != sha256:
         part.unlink()
-        raise TransferError(f"{shown(url)}: the sha256 is not the one that was promised", final=True)
+        raise TransferError(f"{shown(pieces[0])}: the sha256 is not the one that was promised", final=True)
     part.replace(path)
 
 
@@ -99,45 +141,53 @@ def put_bytes(url: str, data: bytes) -> None:
 
 def put_file(url: str, path: Path, given_up: Callable[[], bool] = lambda: False) -> None:
     """Upload a file in one request; broken off as soon as ``given_up`` says so. Raises ``TransferError``."""
-    with _Abandonable(path, given_up) as src:
+    put_window(url, Window.whole(path), given_up)
+
+
+def put_window(url: str, window: Window, given_up: Callable[[], bool] = lambda: False) -> None:
+    """Upload a part of a file as an object of its own, as ``put_file``."""
+    with _Abandonable(window, given_up) as src:
         if url.startswith("file://"):
             with _translated(url), atomic(_path(url)) as out:
                 while piece := src.read(PIECE):
                     out.write(piece)
             return
-        _send(url, src, path.stat().st_size)
+        _send(url, src, window.size)
 
 
 class _Abandonable(io.FileIO):
-    """A file whose reader can be told to stop, since nobody else can end a request in the middle."""
+    """A part of a file whose reader can be told to stop, since nobody else can end a request in the middle."""
 
-    def __init__(self, path: Path, given_up: Callable[[], bool]) -> None:
-        super().__init__(path, "rb")
+    def __init__(self, window: Window, given_up: Callable[[], bool]) -> None:
+        super().__init__(window.path, "rb")
+        self.seek(window.start)
+        self._left = window.size
         self._given_up = given_up
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self._given_up():
             raise TransferError("broken off: something else is more urgent", final=True)
         # http.client asks for 8 KiB at a time: too little for a fast line.
-        return super().read(PIECE if size is None or size < 0 else max(size, PIECE)) or b""
+        wanted = PIECE if size is None or size < 0 else max(size, PIECE)
+        piece = super().read(min(wanted, self._left)) or b""
+        self._left -= len(piece)
+        return piece
 
 
-def arrived(url: str, path: Path) -> bool:
-    """Whether the object is the file. The store's own md5 of it spares reading it back where there is one.
+def arrived(url: str, file: Path | Window) -> bool:
+    """Whether the object is the file, or that part of it. A store's own md5 spares reading it back.
 
     S3 and its kin give the md5 of an object that came in one request as its ETag, unless it is encrypted with a
     customer's key; reading gigabytes back beside the training would be paid for as traffic. Raises ``TransferError``.
     """
+    window = file if isinstance(file, Window) else Window.whole(file)
     with _opened(url, last=0) as src:
         headers: Message | None = getattr(src, "headers", None)
     etag = (headers.get("ETag") or "").strip('"').lower() if headers else ""
     total = (headers.get("Content-Range") or "").rpartition("/")[2] if headers else ""
-    if len(etag) == 32 and total.isdigit():
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if etag == md5:
-            return int(total) == path.stat().st_size
-    return remote_sha256(url) == sha256_file(path)
+    if len(etag) == 32 and total.isdigit() and etag == window.digest("md5"):
+        return int(total) == window.size
+    return remote_sha256(url) == window.digest("sha256")
 
 
 def remote_sha256(url: str) -> str:
@@ -168,6 +218,12 @@ def server_time(url: str) -> float | None:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as src:
         return hashlib.file_digest(src, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """Of one file its sha256; of several one over the list of theirs, in their order."""
+    each = [sha256_file(path) for path in paths]
+    return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
 
 
 def retried(call: Callable[[], T], until: float) -> T:

@@ -246,7 +246,7 @@ def test_a_ticket_without_slots_trains_without_checkpoints_in_the_store(tmp_path
     assert (keeper.resumed_from, keeper.stored) == (3, ())
 
 
-def test_the_adapter_of_a_checkpoint_is_kept_when_the_trainer_left_none(place: Place) -> None:
+def test_the_result_of_a_checkpoint_is_kept_when_the_trainer_left_none(place: Place) -> None:
     keeper = kept(place, "first", 3)
     target = place.root / "out" / "adapter"
     keeper.rescue(target)
@@ -255,6 +255,24 @@ def test_the_adapter_of_a_checkpoint_is_kept_when_the_trainer_left_none(place: P
     write_checkpoint(keeper.folder, 4)
     keeper.rescue(target)
     assert (target / checkpoints.WEIGHTS).read_bytes() == b"weights of step 3"
+
+
+def test_the_best_weights_of_a_checkpoint_are_what_goes_home_of_it(place: Place) -> None:
+    keeper = kept(place, "first", 3)
+    shutil.rmtree(keeper.folder)
+    path = keeper.folder / "checkpoint-9"
+    write_checkpoint(keeper.folder, 9)
+    (path / "best").mkdir()
+    (path / "best" / checkpoints.WEIGHTS).write_bytes(b"weights of step 6")
+    (path / "best" / "best.json").write_text('{"step": 6}')
+    seal(path, 9, SPEC, at=9.0)
+    keeper.rescue(place.root / "out" / "adapter")
+    assert (place.root / "out" / "adapter" / checkpoints.WEIGHTS).read_bytes() == b"weights of step 6"
+    assert sorted(p.name for p in (place.root / "out" / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert keeper.rescued_step == 6
 
 
 def test_through_presigned_urls_of_a_bucket(tmp_path: Path, s3_server: S3Server) -> None:

@@ -380,8 +380,8 @@ def test_a_trainer_does_not_outlive_its_supervisor() -> None:
     """Killed, a supervisor can end nobody; a trainer without one keeps no deadline."""
     code = (
         "import subprocess, sys, time;"
-        "p = subprocess.Popen([sys.executable, '-c', 'from jobs.train import _end_with_parent; import time;"
-        " _end_with_parent(); print(1, flush=True); time.sleep(60)'], start_new_session=True);"
+        "p = subprocess.Popen([sys.executable, '-c', 'from jobs.environment import end_with_parent; import time;"
+        " end_with_parent(); print(1, flush=True); time.sleep(60)'], start_new_session=True);"
         "print(p.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs import train
+from jobs import hardware, model, stage_data, train
+from jobs.outcome import TrainError
 from jobs.spec import Stage
 from local.demo_tickets import SCHEMA, Ticket, tickets
 from tests.jobs.train_fixtures import (
@@ -83,9 +84,9 @@ def test_a_completed_run_says_so_and_leaves_a_whole_adapter(trained: Trained, de
     assert said["status"] == "completed"
     assert said["steps_done"] == said["steps_planned"] == 100
     assert 0 < said["train_loss"] < 1
-    assert set(said["phases"]) == {"import", "load", "train", "save"}
+    assert set(said["phases"]) == {"import", "load", "measure", "train", "save"}
     assert said["adapter_sha256"] == ref(out / "adapter" / "adapter_model.safetensors", "x").sha256
-    assert sorted(p.name for p in out.iterdir()) == ["adapter", "metrics.jsonl", "trainer.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["adapter", "audit.json", "metrics.jsonl", "trainer.json"]
     assert sorted(p.name for p in (out / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -107,7 +108,7 @@ def test_a_completed_run_says_so_and_leaves_a_whole_adapter(trained: Trained, de
 def test_the_metrics_have_a_line_per_step(trained: Trained) -> None:
     lines = metrics(trained.work)
     assert [line["step"] for line in lines] == list(range(1, 101))
-    names = {"step", "max_steps", "loss", "learning_rate", "tokens", "elapsed_s", "eta_s", "epoch"}
+    names = {"stage", "step", "max_steps", "loss", "learning_rate", "tokens", "elapsed_s", "eta_s", "epoch"}
     assert all(set(line) == names for line in lines)
     assert lines[-1]["loss"] < 0.1 * lines[0]["loss"]
     assert lines[-1]["eta_s"] == 0
@@ -240,13 +241,13 @@ def test_other_data_than_the_specs_is_refused(tmp_path: Path) -> None:
     work = make_work(tmp_path / "work", "owner/none", FEW, **SHORT)
     spec = train.load_spec(work / "spec.json")
     data = work / "inputs" / "train.jsonl"
-    assert train.load_rows(data, spec) == FEW
+    assert stage_data.load_rows(data.parent, spec.data.train) == FEW
     data.write_text(data.read_text() + "\n")
-    with pytest.raises(train.TrainError, match=r"train\.jsonl is not the file that the run was submitted with"):
-        train.load_rows(data, spec)
+    with pytest.raises(TrainError, match=r"train\.jsonl is not the file that the run was submitted with"):
+        stage_data.load_rows(data.parent, spec.data.train)
     data.unlink()
-    with pytest.raises(train.TrainError, match=r"train\.jsonl cannot be read"):
-        train.load_rows(data, spec)
+    with pytest.raises(TrainError, match=r"train\.jsonl cannot be read"):
+        stage_data.load_rows(data.parent, spec.data.train)
 
 
 def stage(**settings: Any) -> Stage:
@@ -269,8 +270,8 @@ def test_missing_weights_are_refused(demo_base: Path, tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(train.TrainError, match=r"incomplete: 1 weights are missing, model\.layers\.1\.mlp\.up_proj"):
-        train.load_base(base_lock(), broken, "float32")
+    with pytest.raises(TrainError, match=r"incomplete: 1 weights are missing, model\.layers\.1\.mlp\.up_proj"):
+        model.load_base(base_lock(), broken, "float32")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(demo_base: Path, tmp_path: Path) -> None:
@@ -282,39 +283,40 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(demo_base: Path,
     tokenizer.save_pretrained(grown)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (grown / name).write_bytes((demo_base / name).read_bytes())
-    with pytest.raises(train.TrainError, match=r"has 930 tokens, but the model only knows 896"):
-        train.load_base(base_lock(), grown, "float32")
+    with pytest.raises(TrainError, match=r"has 930 tokens, but the model only knows 896"):
+        model.load_base(base_lock(), grown, "float32")
 
 
 def test_long_rows_are_cut_and_counted_or_refused(demo_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer, model = train.load_base(base_lock(), demo_base, "float32")
-    template = tokenizer.chat_template
-    encoded = train.encode(FEW, tokenizer, model, template, 256)
+    tokenizer, base = model.load_base(base_lock(), demo_base, "float32")
+    stops = model.stop_tokens(tokenizer, base)
+    tuned = model.Tuned(base, tokenizer, tokenizer.chat_template, stops, (), base_lock(), "lora", "float32")
+    encoded = stage_data.encode(FEW, tuned, stage(max_length=256))
     assert encoded.truncated == encoded.masked == 0
     assert "warning" not in capsys.readouterr().out
-    cut = train.encode(FEW, tokenizer, model, template, encoded.longest - 1)
+    cut = stage_data.encode(FEW, tuned, stage(max_length=encoded.longest - 1))
     assert cut.truncated >= 1
     said = capsys.readouterr().out
     assert f"warning: {cut.truncated} of 32 rows are cut" in said
     assert f"raise train.max_length (now {encoded.longest - 1}) to {encoded.longest}" in said
-    with pytest.raises(train.TrainError, match=r"32 of 32 answers lie wholly behind the first 10 tokens"):
-        train.encode(FEW, tokenizer, model, template, 10)
+    with pytest.raises(TrainError, match=r"32 of 32 answers lie wholly behind the first 10 tokens"):
+        stage_data.encode(FEW, tuned, stage(max_length=10))
 
 
 def test_bfloat16_is_chosen_only_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert train.choose_dtype(stage(dtype="float32")) == "float32"
+    assert hardware.choose_dtype("float32") == "float32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train.choose_dtype(stage(dtype="auto")) == "float32"
+    assert hardware.choose_dtype("auto") == "float32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert train.choose_dtype(stage(dtype="auto")) == "float32"
-    with pytest.raises(train.TrainError, match=r"Tesla T4 cannot compute in it"):
-        train.choose_dtype(stage(dtype="bfloat16"))
+    assert hardware.choose_dtype("auto") == "float32"
+    with pytest.raises(TrainError, match=r"Tesla T4 cannot compute in it"):
+        hardware.choose_dtype("bfloat16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert train.choose_dtype(stage(dtype="auto")) == "bfloat16"
+    assert hardware.choose_dtype("auto") == "bfloat16"
 
 
 def test_importing_the_trainer_imports_no_heavy_library() -> None:

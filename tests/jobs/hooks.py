@@ -1,0 +1,43 @@
+"""What is done to a trainer before it begins, in its own process: memory that runs out, for real."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# No machine has so many bytes: the allocator is the real one, and so is its refusal.
+TOO_MUCH = 1 << 60
+
+
+def short_of_memory_forward() -> None:
+    """Three rows at once are too many."""
+    _limit(rows=2)
+
+
+def short_of_memory_backward() -> None:
+    """So are the gradients of 250 tokens, which the micro-batches of four rows have, and only they."""
+    _limit(tokens=250)
+
+
+def no_memory() -> None:
+    """One row is too much."""
+    _limit(rows=0)
+
+
+def _limit(rows: int = TOO_MUCH, tokens: int = TOO_MUCH) -> None:
+    """Forward passes over more than so many rows run out of memory; backward ones, over more than so many tokens."""
+    import torch
+    from torch.nn.modules.module import register_module_forward_hook
+
+    def refuse(*_: Any) -> None:
+        torch.empty(TOO_MUCH, dtype=torch.uint8)
+
+    def forward(module: Any, args: Any, output: Any) -> None:
+        if type(module).__name__ != "Qwen2MLP":
+            return
+        (hidden,) = args
+        if hidden.shape[0] > rows:
+            refuse()
+        if output.requires_grad and hidden.shape[0] * hidden.shape[1] > tokens:
+            output.register_hook(refuse)
+
+    register_module_forward_hook(forward)
