@@ -145,8 +145,9 @@ def step(name: str, folder: Path) -> None:
         make(folder, name.removeprefix("make "))
     elif name == "one pass":
         from local import onepass
+        from local.adapter import read_lora
         from local.headstart import HeadStart
-        from local.lora import Lora, read_lora
+        from local.lora import Lora
         from local.merge import lay_out
 
         toolchain = ensure_toolchain(silent)

@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from cloudft.errors import ConfigError, VerifyError
+from local.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_lora
 from local.files import write_json
-from local.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Lora, read_lora
+from local.lora import Lora
 from local.progress import Progress
 
 SCRIPT = "convert_lora_to_gguf.py"
 
 
 def build_adapter(
-    *, base: str, adapter: str, toolchain: str, scratch: str, out: str, progress: Progress
+    *, base: str, adapter: str, toolchain: str, scratch: str, out: str, again: str, progress: Progress
 ) -> dict[str, Any]:
     """Write ``out`` from the adapter; of the base only configuration and tensor names are read.
+
+    Args:
+        again: the command that merges it instead, for a hint.
 
     Returns:
         ``layers``: how many layers it changes; ``worst``: largest relative difference of a layer's size.
@@ -37,11 +41,12 @@ def build_adapter(
     """
     progress("convert", 0, None, "", "the adapter alone")
     lora = read_lora(Path(base), Path(adapter))
-    if isinstance(lora, str):
+    more = lora if isinstance(lora, str) else lora.said()
+    if more or isinstance(lora, str):
         raise ConfigError(
-            f"this adapter can't be a file of its own: {lora}",
+            f"this adapter can't be a file of its own, for it is more than factors: {more}",
             effect="nothing was written",
-            hint="merge it instead:  cloudft quantize",
+            hint=f"merge it instead:  {again}",
         )
     scaled = Path(scratch) / "scaled"
     sizes = _scale(lora, Path(adapter), scaled)

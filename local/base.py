@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,6 +18,7 @@ from cloudft.errors import ConfigError, IntegrityError, NotFound
 from jobs.spec import Base, FileRef
 from local.files import sha256_file
 from local.progress import Progress
+from local.safetensors_file import UNREADABLE, read_header
 
 # Beside the weights: everything that shapes the model, its tokenizer or its chat template, and nothing else.
 WANTED = (
@@ -36,7 +36,6 @@ WANTED = (
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-UNREADABLE = (ValueError, KeyError, TypeError, OSError, struct.error)
 
 NOTHING = "nothing was started and nothing was changed"
 
@@ -241,13 +240,8 @@ def check_safetensors(path: Path) -> list[str]:
     """
     size = path.stat().st_size
     try:
-        with path.open("rb") as src:
-            (length,) = struct.unpack("<Q", src.read(8))
-            if length > size:
-                raise ValueError("the header is cut short")
-            header = json.loads(src.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        header = read_header(path)
+        end = max((tensor.end for tensor in header.values()), default=size)
     except UNREADABLE as exc:
         raise IntegrityError(f"{path} is damaged: it is no safetensors file", effect=NOTHING, hint=GET_AGAIN) from exc
     if size != end:

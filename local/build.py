@@ -11,11 +11,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from local import divergence, merge, onepass, reference, verify
+from local import divergence, merge, onepass, verify
+from local.adapter import read_lora
+from local.blame import QUANTISATION, Reference, refusal
 from local.headstart import HeadStart
 from local.importance import importances
-from local.lora import Lora, read_lora
-from local.progress import Progress, silent
+from local.lora import Lora
+from local.overlay import lay_over
+from local.progress import Progress
 
 TENSORWISE = "tensor by tensor"
 
@@ -31,142 +34,182 @@ def build(
     name: str,
     samples: list[verify.Messages],
     progress: Progress,
+    steps: dict[str, list[str]] | None = None,
     imatrix: list[verify.Messages] | None = None,
-    limit: float | None = None,
+    limits: dict[str, float] | None = None,
+    again: str = "cloudft quantize",
 ) -> dict[str, Any]:
-    """Build ``outs`` from the model in ``base``, with the adapter merged into it where there is one.
+    """Build files from the model in ``base``, with the adapter merged into it where there is one.
 
     Args:
         base, adapter: folders. The adapter's may hold the tokenizer as trained.
         template: the chat template that the files must carry; None: the base's own.
         toolchain: root of the unpacked converter.
         scratch: an empty folder for intermediate files, on the disk of ``outs``.
-        outs: type of ``ggml.TYPES`` → file to write.
+        outs: type of ``quant_types.offered`` → file to write.
         name: the model's name in the files.
         samples: conversations to verify with; the first are those that predictions are compared on.
+        steps: types asked for → finer types of ``outs`` that may take their place; None: all of ``outs``, and none.
         imatrix: conversations from which to learn which weights matter; None: all matter alike.
-        limit: divergence from the 16-bit merge that is allowed, in nats per token; None: the type's own.
+        limits: divergence from the 16-bit merge that is allowed, in nats per token; None: the types' own.
+        again: the command that was typed, for hints.
 
     Returns:
-        ``merge``: how the adapter was merged, in words; ``verification``: type → fields of ``verify.Verification``.
+        ``merge``: how the adapter was merged, in words; ``took``: type asked for → type made; ``verification``: type
+        made → fields of ``verify.Verification``; ``prompts``: see ``verify.prompts``.
 
     Raises:
         CloudftError: see ``lora.read_lora``, ``merge.merge_adapter``, ``onepass.write``, ``verify.inspect``.
     """
-    base_folder, adapter_folder = Path(base), Path(adapter) if adapter else None
-    tokenizer = merge.tokenizer_folder(base_folder, adapter_folder)
-    model = Path(scratch) / "model"
-    paths = {kind: Path(path) for kind, path in outs.items()}
-    lora, how = _merge(base_folder, adapter_folder, model, progress)
-    merge.lay_out(base_folder, tokenizer, template, model)
-    early = HeadStart(model, lora, list(paths))
-
-    def matter(converter: Any) -> Any:
-        return importances(converter, model, lora, tokenizer, template, imatrix or [], progress)
-
-    written = onepass.write(
-        model,
-        lora,
-        paths,
-        toolchain=Path(toolchain),
-        name=name,
-        scratch=Path(scratch),
-        progress=progress,
-        imatrix=None if imatrix is None else matter,
-        early=early,
-    )
-    check = _Check(model, lora, base_folder, adapter_folder, Path(toolchain), Path(scratch), progress)
-    found = {}
-    for kind, path in paths.items():
-        found[kind] = verify.inspect(
-            gguf=str(path),
-            tokenizer=str(tokenizer),
-            template=template,
-            samples=samples,
-            reference=check.reference,
-            architecture=written["architecture"],
-            progress=progress,
-            types=written["types"][kind],
-            kind=kind,
-            limit=limit,
-            explain=check.explain,
-        )
-    shutil.rmtree(model)
-    return {"merge": how, "verification": found}
+    source = _Source(Path(base), Path(adapter) if adapter else None, Path(toolchain), Path(scratch), progress)
+    source.prepare(template)
+    steps = steps if steps is not None else {kind: [] for kind in outs}
+    limits = limits if limits is not None else {kind: divergence.limit_of(kind) for kind in outs}
+    files = _Files(source, {kind: Path(path) for kind, path in outs.items()}, name, imatrix, template)
+    files.write(list(steps), HeadStart(source.model, source.lora, list(steps)))
+    checks = _Checks(source, template, samples, limits, again)
+    found: dict[str, dict[str, Any]] = {}
+    took = {kind: _first_good(kind, finer, files, checks, found) for kind, finer in steps.items()}
+    shutil.rmtree(source.model)
+    prompts = verify.prompts(source.tokenizer, template, samples)
+    return {"merge": source.how, "took": took, "verification": found, "prompts": prompts}
 
 
-def _merge(base: Path, adapter: Path | None, out: Path, progress: Progress) -> tuple[Lora | None, str]:
-    """The adapter to merge on the way; or None when peft has put the merged weights into ``out``, or there is none."""
-    if adapter is None:
-        return None, ""
-    found = read_lora(base, adapter)
-    if isinstance(found, Lora):
-        progress("merge", 0, None, "", f"{len(found.pairs)} layers, one at a time")
-        return found, TENSORWISE
-    progress("merge", 0, None, "", f"through peft, with the whole model in memory: {found}")
-    merge.merge_adapter(base, adapter, out, progress)
-    gc.collect()
-    return None, f"through peft: {found}"
+def _first_good(kind: str, finer: list[str], files: _Files, checks: _Checks, found: dict[str, dict[str, Any]]) -> str:
+    """Verify a type; while quantising loses too much, make and verify the next finer one. Fills ``found``."""
+    tried: list[str] = []
+    candidate = kind
+    while candidate not in found:
+        if candidate not in files.types:
+            files.write([candidate])
+        try:
+            found[candidate] = checks.inspect(candidate, files)
+        except verify.TooFar as exc:
+            tried.append(f"{candidate} {exc.lost:.3f}")
+            rest = finer[finer.index(candidate) + 1 :] if candidate in finer else finer
+            candidate = checks.refuse(candidate, exc, rest, tried)
+            checks.source.progress("step up", 0, None, "", f"{tried[-1]} nats per token is too much; next: {candidate}")
+    return candidate
 
 
-class _Check:
-    """The 16-bit model's predictions, computed once for all files, and where a loss came from."""
+class _Source:
+    """The model folder that the files are made of, and how the adapter gets in."""
+
+    def __init__(self, base: Path, adapter: Path | None, toolchain: Path, scratch: Path, progress: Progress) -> None:
+        self.base, self.adapter, self.toolchain, self.scratch = base, adapter, toolchain, scratch
+        self.progress = progress
+        self.tokenizer = merge.tokenizer_folder(base, adapter)
+        self.model = scratch / "model"
+        self.lora: Lora | None = None
+        self.how = ""
+
+    def prepare(self, template: str | None) -> None:
+        """Lay out the folder, and let peft merge into it where it must."""
+        found = read_lora(self.base, self.adapter) if self.adapter is not None else None
+        if isinstance(found, str) and self.adapter is not None:
+            self.progress("merge", 0, None, "", f"through peft, with the whole model in memory: {found}")
+            merge.merge_adapter(self.base, self.adapter, self.model, self.progress)
+            gc.collect()
+            self.how = f"through peft: {found}"
+        merge.lay_out(self.base, self.tokenizer, template, self.model)
+        if isinstance(found, Lora):
+            more = found.said()
+            self.progress("merge", 0, None, "", f"{len(found.pairs)} layers, one at a time{more and f' ({more})'}")
+            self.lora, self.how = found, TENSORWISE + (f" ({more})" if more else "")
+            lay_over(self.model, found)
+
+
+class _Files:
+    """Writes files of the source; what was learnt about its weights is learnt once."""
 
     def __init__(
         self,
-        model: Path,
-        lora: Lora | None,
-        base: Path,
-        adapter: Path | None,
-        toolchain: Path,
-        scratch: Path,
-        progress: Progress,
+        source: _Source,
+        paths: dict[str, Path],
+        name: str,
+        imatrix: list[verify.Messages] | None,
+        template: str | None,
     ) -> None:
-        self.model, self.lora, self.base, self.adapter = model, lora, base, adapter
-        self.toolchain, self.scratch, self.progress = toolchain, scratch, progress
-        self._known: tuple[list[list[int]], Any] | None = None
+        self.source, self.paths, self.name, self.imatrix, self.template = source, paths, name, imatrix, template
+        self.types: dict[str, dict[str, str]] = {}
+        self.architecture = ""
+        self.served: str | None = None  # the template in the files
+        self._importances: Any = None
 
-    def reference(self, rows: list[list[int]]) -> Any:
-        if self._known is None or self._known[0] != rows:
-            self._known = rows, reference.predictions(self.model, self.lora, rows, progress=self.progress)
-        return self._known[1]
-
-    def explain(self, rows: list[list[int]], lost: float) -> str:
-        """Name the step that lost the most: the merge, the conversion or the quantisation.
-
-        The merge is what adding the adapter to the weights changes, in transformers alone; the conversion what a file
-        of 16 bits more than that loses; the quantisation the rest.
-        """
-        self.progress("verify", 3, 4, "checks", "find the step that lost it")
-        trained, merged = self._before_and_after(rows)
-        full = self.scratch / "explain" / "full.gguf"
-        full.parent.mkdir()
-        onepass.write(
-            self.model,
-            self.lora,
-            {"F16": full},
-            toolchain=self.toolchain,
-            name="full",
-            scratch=full.parent,
-            progress=silent,
+    def write(self, kinds: list[str], early: HeadStart | None = None) -> None:
+        """Write files of these types, all from one read."""
+        source = self.source
+        written = onepass.write(
+            source.model,
+            source.lora,
+            {kind: self.paths[kind] for kind in kinds},
+            toolchain=source.toolchain,
+            name=self.name,
+            scratch=source.scratch,
+            progress=source.progress,
+            imatrix=None if self.imatrix is None else self._learnt,
+            early=early,
         )
-        converted = verify.predictions_of(full, rows)
-        full.unlink()
-        by_merge, by_both = divergence.compare(merged, trained)[0], divergence.compare(converted, trained)[0]
-        steps = {
-            "merge": by_merge,
-            "conversion": max(0.0, by_both - by_merge),
-            "quantisation": max(0.0, lost - by_both),
-        }
-        worst = max(steps, key=lambda step: steps[step])
-        parts = ", ".join(f"{step} {loss:.3f}" for step, loss in steps.items())
-        return f"The step that lost it is the {worst} (nats per token: {parts})"
+        self.types |= written["types"]
+        self.architecture, self.served = written["architecture"], written["template"]
 
-    def _before_and_after(self, rows: list[list[int]]) -> tuple[Any, Any]:
-        """Predictions with the adapter beside the base, as trained, and merged into it."""
-        known = self.reference(rows)
-        if self.lora is not None:
-            return known, reference.predictions(self.model, self.lora, rows, merge=True)
-        if self.adapter is None:
-            return known, known
-        return reference.beside(merge.load_tuned(self.base, self.adapter, "float32"), rows), known
+    def _learnt(self, converter: Any) -> Any:
+        if self._importances is None:
+            source = self.source
+            self._importances = importances(
+                converter,
+                source.model,
+                source.lora,
+                source.tokenizer,
+                self.template,
+                self.imatrix or [],
+                source.progress,
+            )
+        return self._importances
+
+
+class _Checks:
+    """Verifies files of the source; what the 16-bit model predicts is computed once for all of them."""
+
+    def __init__(
+        self,
+        source: _Source,
+        template: str | None,
+        samples: list[verify.Messages],
+        limits: dict[str, float],
+        again: str,
+    ) -> None:
+        self.source, self.template, self.samples, self.limits, self.again = source, template, samples, limits, again
+        peft = source.adapter if source.adapter is not None and source.lora is None else None
+        self.reference = Reference(source.model, source.lora, source.base, peft, source.progress)
+        self._refused: dict[str, verify.TooFar] = {}
+
+    def inspect(self, kind: str, files: _Files) -> dict[str, Any]:
+        """Fields of the file's ``verify.Verification``; a file that is too far off is removed, and stays refused."""
+        if kind in self._refused:
+            raise self._refused[kind]
+        try:
+            return verify.inspect(
+                gguf=str(files.paths[kind]),
+                tokenizer=str(self.source.tokenizer),
+                template=self.template,
+                served=files.served,
+                samples=self.samples,
+                reference=self.reference.predict,
+                architecture=files.architecture,
+                progress=self.source.progress,
+                types=files.types[kind],
+                kind=kind,
+                limit=self.limits[kind],
+            )
+        except verify.TooFar as exc:
+            self._refused[kind] = exc
+            files.paths[kind].unlink()
+            raise
+
+    def refuse(self, kind: str, found: verify.TooFar, rest: list[str], tried: list[str]) -> str:
+        """The next type to try, if it is quantising that lost too much and one is left; else the refusal."""
+        loss = self.reference.explain(found.rows, found.lost, self.source.toolchain, self.source.scratch)
+        if rest and loss.step == QUANTISATION:
+            return rest[0]
+        raise refusal(kind, found, loss, tried, self.again) from found

@@ -99,8 +99,8 @@ def check_image(project: Project, config: Config) -> str | None:
     if lock is None or lock.image != image:
         return None
     try:
-        extras = collect(project.root, _listed(config.build.requirements), _listed(config.build.files))
-        now = current_content(lock, _args(config.build), extras)
+        extras = collect(project.root, listed(config.build.requirements), listed(config.build.files))
+        now = current_content(lock, build_args(config.build), extras)
     except CloudftError as exc:
         return f"whether the image is up to date could not be told: {exc}"
     same_base = lock.contents is None or lock.contents.base == config.build.base_image
@@ -113,17 +113,19 @@ def _plan(project: Project, config: BuildConfig, earlier: ImageLock | None) -> P
     return Plan(
         repository=config.repository,
         base_image=config.base_image,
-        args=_args(config),
-        extras=collect(project.root, _listed(config.requirements), _listed(config.files)),
+        args=build_args(config),
+        extras=collect(project.root, listed(config.requirements), listed(config.files)),
         earlier=earlier,
     )
 
 
-def _args(config: BuildConfig) -> dict[str, str]:
+def build_args(config: BuildConfig) -> dict[str, str]:
+    """The build arguments that a project sets."""
     return {str(name): value for name, value in config.args.items()}
 
 
-def _listed(names: Sequence[str] | str) -> list[str]:
+def listed(names: Sequence[str] | str) -> list[str]:
+    """Several names, where one may be written alone."""
     return [names] if isinstance(names, str) else list(names)
 
 

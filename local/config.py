@@ -9,17 +9,35 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from cloudft.errors import ConfigError
 from jobs.spec import MachineSpec
+from local.evaluation.eval_config import JudgeConfig, LadderConfig, ReviewConfig
+from local.evaluation.task_config import KINDS, TaskConfig
+from local.section import Section
+from local.train_config import ReplayConfig, StageConfig, TrainConfig
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CardConfig(Section):
+    """What only a person can say of the data; `cloudft report` puts it into the dataset card."""
+
+    source: str | None = Field(default=None, description="Where the examples come from.")
+    license: str | None = Field(default=None, description="Licence of the data: an id such as cc-by-4.0, or words.")
+    version: str | None = Field(default=None, description="Version of the data, if it has one of its own.")
+    language: list[str] | str = Field(default=[], description="Language codes, such as en.")
+    personal_data: str | None = Field(
+        default=None, description="Whether there is personal data in it, and how you know: none, checked by …"
+    )
+    reviewed_by: str | None = Field(default=None, description="Who that knows the field has read the examples.")
+    notes: str | None = Field(default=None, description="Anything else that a user of the data should know.")
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return (self.language,) if isinstance(self.language, str) else tuple(self.language)
 
 
 class DataConfig(Section):
@@ -30,39 +48,14 @@ class DataConfig(Section):
         default=0.2, description="Share of the rows that training never sees, or a file of such rows."
     )
     seed: int = Field(default=7, description="Seed of the split.")
-
-
-class TaskConfig(Section):
-    """What the model must do, and how that is measured."""
-
-    kind: Literal["json"] = Field(default="json", description="json: answers are objects of a JSON schema.")
-    json_schema: str = Field(alias="schema", description="File with the JSON schema of an answer.")
-    keys: list[str] | None = Field(
+    validation: float | None = Field(
         default=None,
-        description="Keys whose values must match exactly; default: all properties of the schema.",
+        ge=0,
+        le=0.5,
+        description="Share of the training rows that each stage is measured on and none is trained on; 0: no stage is "
+        "measured; default: a twentieth, at most 64 rows.",
     )
-    max_tokens: Annotated[int, Field(gt=0)] = Field(default=256, description="Longest answer, in tokens.")
-
-
-class TrainConfig(Section):
-    """Hyperparameters. Leave one out and it is chosen from the data, with the reason logged."""
-
-    method: Literal["lora"] = "lora"
-    max_steps: int | None = Field(default=None, gt=0, description="Optimiser steps; default: from epochs.")
-    epochs: float | None = Field(default=None, gt=0, description="Passes over the data; default 3.")
-    batch_size: int | None = Field(default=None, gt=0, description="Rows per step on the device.")
-    gradient_accumulation: int | None = Field(default=None, gt=0)
-    learning_rate: float | None = Field(default=None, gt=0)
-    scheduler: Literal["cosine", "linear", "constant"] | None = None
-    warmup: float | None = Field(default=None, ge=0, lt=1, description="Share of the steps.")
-    weight_decay: float | None = Field(default=None, ge=0)
-    max_length: int | None = Field(default=None, gt=0, description="Tokens per row.")
-    lora_r: int | None = Field(default=None, gt=0)
-    lora_alpha: int | None = Field(default=None, gt=0)
-    lora_dropout: float | None = Field(default=None, ge=0, lt=1)
-    dtype: Literal["auto", "float32", "bfloat16"] | None = None
-    template: str | None = Field(default=None, description="File with a Jinja chat template; default: the base's.")
-    seed: int = 42
+    card: CardConfig = CardConfig()
 
 
 class StoreConfig(Section):
@@ -176,6 +169,9 @@ class Config(Section):
         default=15, gt=0, description="A rented machine that gives no sign of life for so long is ended."
     )
     serve: ServeConfig = ServeConfig()
+    ladder: LadderConfig = LadderConfig()
+    judge: JudgeConfig | None = None
+    review: ReviewConfig = ReviewConfig()
 
     @property
     def rents(self) -> bool:
@@ -268,27 +264,43 @@ NOTHING_STARTED = "nothing was started and nothing was changed"
 def _explain(error: Any, raw: Any) -> str:
     """One line for one breach; an unknown key gets the nearest right one."""
     loc = [str(part) for part in error["loc"]]
+    if error["type"] == "union_tag_invalid":
+        return f"{'.'.join(loc)}.kind: {_near(str(error['ctx']['tag']), list(KINDS), 'known kinds')}"
+    kind = loc.pop(1) if loc[0] == "task" and len(loc) > 1 else ""
     where = ".".join(loc)
     if error["type"] != "extra_forbidden":
         return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}"
-    names = _known_keys([p for p in loc[:-1] if p != "StoreConfig"])
-    near = difflib.get_close_matches(loc[-1], names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
-    return f"{where}: unknown key; {hint}"
+    names = _known_keys([p for p in loc[:-1] if p != "StoreConfig"], kind)
+    return f"{where}: unknown key; {_near(loc[-1], names, 'known keys')}"
 
 
-def _known_keys(path: list[str]) -> list[str]:
-    """The keys that are allowed in the section at ``path``."""
+def _near(word: str, names: list[str], what: str) -> str:
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"{what}: {', '.join(names)}"
+
+
+def _known_keys(path: list[str], kind: str) -> list[str]:
+    """The keys that are allowed in the section at ``path``; ``kind``: of a task. Parts of a list are numbers."""
     model: type[BaseModel] = Config
     sections: dict[str, type[BaseModel]] = {
         "data": DataConfig,
-        "task": TaskConfig,
         "train": TrainConfig,
         "store": StoreConfig,
         "serve": ServeConfig,
         "machine": MachineConfig,
         "build": BuildConfig,
+        "ladder": LadderConfig,
+        "judge": JudgeConfig,
+        "review": ReviewConfig,
     }
-    if path:
+    if path[:2] == ["train", "stages"]:
+        model = StageConfig
+    elif path[:2] == ["train", "replay"]:
+        model = ReplayConfig
+    elif path[:2] == ["data", "card"]:
+        model = CardConfig
+    elif path[:1] == ["task"]:
+        model = KINDS.get(kind, Config)
+    elif path:
         model = sections.get(path[0], Config)
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudft.errors import ConfigError, EnvironmentProblem
+from local.served_template import mend
 
 # How Qwen2's tokenizer cuts text before its merges apply; what llama.cpp calls "qwen2" does exactly this.
 QWEN2_REGEX = (
@@ -47,6 +48,10 @@ def converter_class(folder: Path, toolchain: Path) -> Any:
                 return str(super().get_vocab_base_pre(tokenizer))
             except NotImplementedError as exc:
                 return pre_tokenizer_name(self.dir_model, exc)
+
+        def prepare_metadata(self, vocab_only: bool) -> None:
+            super().prepare_metadata(vocab_only)
+            mend(self.gguf_writer.kv_data[0], self.dir_model)
 
         def _create_vocab_sentencepiece(self) -> Any:
             # Upstream tries this first for some architectures, and imports the package before it looks for the file.

@@ -18,6 +18,7 @@ from typing import Any
 # By path and with -P, this script has no package around it; nothing of the current folder may stand before ours.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cloudft import errors
 from cloudft.errors import CloudftError, EnvironmentProblem
 
 
@@ -68,7 +69,10 @@ def main(argv: list[str]) -> int:
         tell(result=jobs[task["job"]](progress=progress, **task["arguments"]))
     except Exception as exc:
         traceback.print_exc()
-        tell(error={"type": type(_translated(exc)).__name__, **_translated(exc).as_dict()})
+        error = _translated(exc)
+        # By the name of its nearest kind in the one tree of errors, which the parent knows.
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+        tell(error={"type": kind, **error.as_dict()})
     events.flush()
     # Native libraries may crash while they are taken down; the work is done and reported.
     os._exit(0)

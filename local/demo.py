@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 
 from local.config import load_config
-from local.endpoint import chat_once
+from local.evaluation.endpoint import chat_once
 from local.project import Project
 from local.serve import current_gguf, serve_in_process
 

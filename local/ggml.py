@@ -17,39 +17,7 @@ from typing import Any
 from cloudft.errors import EnvironmentProblem, VerifyError
 from local.progress import Progress
 
-# The name of a type, as people know it, and the constant of llama.cpp's that means it.
-TYPES = {
-    "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M",
-    "Q5_K_M": "LLAMA_FTYPE_MOSTLY_Q5_K_M",
-    "Q6_K": "LLAMA_FTYPE_MOSTLY_Q6_K",
-    "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
-    "F16": "LLAMA_FTYPE_MOSTLY_F16",
-    "Q2_K": "LLAMA_FTYPE_MOSTLY_Q2_K",
-    "Q3_K_S": "LLAMA_FTYPE_MOSTLY_Q3_K_S",
-    "Q3_K_M": "LLAMA_FTYPE_MOSTLY_Q3_K_M",
-    "Q3_K_L": "LLAMA_FTYPE_MOSTLY_Q3_K_L",
-    "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
-    "Q4_1": "LLAMA_FTYPE_MOSTLY_Q4_1",
-    "Q4_K_S": "LLAMA_FTYPE_MOSTLY_Q4_K_S",
-    "Q5_0": "LLAMA_FTYPE_MOSTLY_Q5_0",
-    "Q5_1": "LLAMA_FTYPE_MOSTLY_Q5_1",
-    "Q5_K_S": "LLAMA_FTYPE_MOSTLY_Q5_K_S",
-    "IQ2_XXS": "LLAMA_FTYPE_MOSTLY_IQ2_XXS",
-    "IQ2_XS": "LLAMA_FTYPE_MOSTLY_IQ2_XS",
-    "IQ2_S": "LLAMA_FTYPE_MOSTLY_IQ2_S",
-    "IQ2_M": "LLAMA_FTYPE_MOSTLY_IQ2_M",
-    "IQ3_XXS": "LLAMA_FTYPE_MOSTLY_IQ3_XXS",
-    "IQ3_XS": "LLAMA_FTYPE_MOSTLY_IQ3_XS",
-    "IQ3_S": "LLAMA_FTYPE_MOSTLY_IQ3_S",
-    "IQ3_M": "LLAMA_FTYPE_MOSTLY_IQ3_M",
-    "IQ4_NL": "LLAMA_FTYPE_MOSTLY_IQ4_NL",
-    "IQ4_XS": "LLAMA_FTYPE_MOSTLY_IQ4_XS",
-    "BF16": "LLAMA_FTYPE_MOSTLY_BF16",
-    "F32": "LLAMA_FTYPE_ALL_F32",
-}
-# llama.cpp refuses to make these without knowing which weights matter.
-NEED_IMATRIX = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS")
-
+ENUM = re.compile(r"LLAMA_FTYPE_(?:ALL|MOSTLY)_(\w+)")
 FLOAT32 = 0  # GGML_TYPE_F32
 
 Imatrix = Mapping[str, Any]  # tensor name in the file → importance of each column, float32
@@ -59,11 +27,21 @@ PLANNED = re.compile(r"\[\s*\d+/\s*\d+\]\s+(\S+)\s+- \[[^\]]*\], type =\s*(\S+),
 COPIED = re.compile(r"\[\s*(\d+)/\s*(\d+)\]\s+(\S+)")
 
 
-def ftype(kind: str) -> int:
-    """llama.cpp's number for a type of ``TYPES``."""
+@functools.cache
+def file_types() -> dict[str, int]:
+    """Name → number of every type of file that llama.cpp's enum has, also of those that it can't make.
+
+    A name is the constant's, without its beginning: ``LLAMA_FTYPE_MOSTLY_Q4_K_M`` is Q4_K_M.
+    """
     from llama_cpp import llama_cpp
 
-    return int(getattr(llama_cpp, TYPES[kind]))
+    constants = ((ENUM.fullmatch(name), value) for name, value in vars(llama_cpp).items())
+    return {match[1]: int(value) for match, value in constants if match}
+
+
+def ftype(kind: str) -> int:
+    """llama.cpp's number for a type of file."""
+    return file_types()[kind]
 
 
 def plan_types(header: Path, kind: str, imatrix: Imatrix | None = None) -> dict[str, str]:
@@ -78,7 +56,24 @@ def plan_types(header: Path, kind: str, imatrix: Imatrix | None = None) -> dict[
     Raises:
         VerifyError: llama.cpp refuses the model; says what it said.
     """
-    said = _quantize(header, header.with_suffix(".none"), kind, imatrix, dry_run=True, hear=lambda _: None)
+    return types_in(dry_run(header, kind, imatrix))
+
+
+def dry_run(header: Path, kind: str, imatrix: Imatrix | None = None, *, pure: bool = False) -> str:
+    """What ``llama_model_quantize`` says that it would do with a file, of which it reads no contents.
+
+    Args:
+        pure: every tensor in the type's own block format, without the mixture that makes up a type of file.
+
+    Raises:
+        VerifyError: as ``plan_types``.
+    """
+    out = header.with_suffix(".none")
+    return _quantize(header, out, kind, imatrix, dry_run=True, pure=pure, hear=lambda _: None)
+
+
+def types_in(said: str) -> dict[str, str]:
+    """Tensor name → type in capitals, of what a dry run said."""
     return {name: (chosen or stored).upper() for name, stored, chosen in PLANNED.findall(said)}
 
 
@@ -101,7 +96,14 @@ def quantize(source: Path, out: Path, kind: str, progress: Progress, imatrix: Im
 
 
 def _quantize(
-    source: Path, out: Path, kind: str, imatrix: Imatrix | None, *, dry_run: bool, hear: Callable[[str], None]
+    source: Path,
+    out: Path,
+    kind: str,
+    imatrix: Imatrix | None,
+    *,
+    dry_run: bool,
+    hear: Callable[[str], None],
+    pure: bool = False,
 ) -> str:
     from llama_cpp import llama_cpp
     from llama_cpp._logger import llama_log_callback as default_listener
@@ -119,6 +121,7 @@ def _quantize(
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = ftype(kind)
     params.dry_run = dry_run
+    params.pure = pure
     params.nthread = len(os.sched_getaffinity(0))
     kept = _imatrix_argument(imatrix)
     if kept is not None:

@@ -7,8 +7,6 @@ nothing but the time that would have passed anyway.
 
 from __future__ import annotations
 
-import json
-import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from local import ggml
 from local.base import read_json, weight_files
 from local.lora import Lora
+from local.safetensors_file import read_header
 
 CHUNK = 1 << 18  # numbers in a block: large enough that Python's share is small, small enough for the cache
 MOST = 192 * 2**20  # bytes of blocks kept, of all files together
@@ -76,22 +75,17 @@ class HeadStart:
 def _guess(folder: Path, lora: Lora | None, kinds: list[str]) -> list[tuple[Path, int, str, tuple[int, int], set[int]]]:
     """What is worth starting with: file, offset, type of the numbers, shape, types to make."""
     tied = bool(read_json(folder / "config.json").get("tie_word_embeddings"))
-    found = []
+    changed = lora.changed() if lora is not None else set()
+    found: list[tuple[Path, int, str, tuple[int, int], set[int]]] = []
     for path in weight_files(folder):
-        with path.open("rb") as src:
-            (length,) = struct.unpack("<Q", src.read(8))
-            header = json.loads(src.read(length))
-        for name, entry in header.items():
-            module = name.removesuffix(".weight")
-            ends = ("lm_head", "embed_tokens")
-            if not module.endswith(ends) or (lora is not None and module in lora.pairs):
+        for name, tensor in read_header(path).items():
+            if not name.endswith(("lm_head.weight", "embed_tokens.weight")) or name in changed:
                 continue
-            if entry["dtype"] not in ("BF16", "F16") or len(entry["shape"]) != 2 or entry["shape"][1] % 32:
+            if tensor.dtype not in ("BF16", "F16") or len(tensor.shape) != 2 or tensor.shape[1] % 32:
                 continue
-            place = tied or module.endswith("lm_head")
+            place = tied or name.endswith("lm_head.weight")
             types = {GUESSES[kind][place] for kind in kinds if kind in GUESSES}
-            if entry["shape"][1] % 256:
+            if tensor.shape[1] % 256:
                 types = {NARROW.get(type_, type_) for type_ in types}
-            at = 8 + length + entry["data_offsets"][0]
-            found.append((path, at, entry["dtype"], tuple(entry["shape"]), types))
+            found.append((path, tensor.begin, tensor.dtype, tensor.shape, types))
     return found

@@ -20,6 +20,7 @@ from local.base import FIX_BASE, NOTHING, check_model, read_json, refuse_quantis
 from local.files import need_space
 from local.progress import Progress
 
+CARD = "README.md"
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
@@ -72,7 +73,8 @@ def download_repository(base: Base, progress: Progress) -> Path:
         folder = snapshot_download(
             base.id,
             revision=base.revision,
-            allow_patterns=[sibling.rfilename for sibling in names],
+            # With the model card, for the licence in it: it may be shown with the tuned model.
+            allow_patterns=[*(sibling.rfilename for sibling in names), CARD],
             endpoint=_endpoint(),
             cache_dir=_cache_dir(),
             tqdm_class=_bar(progress, total),
@@ -80,6 +82,45 @@ def download_repository(base: Base, progress: Progress) -> Path:
         progress("download base", total, total, "bytes", base.id)
     check_model(Path(folder))
     return Path(folder)
+
+
+def small_file(base: Base, name: str) -> Path | None:
+    """One small file of a locked repository, from the cache or the hub; None where it has none.
+
+    Raises:
+        NotFound, ProviderError: as ``lock_repository``.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    with _translated(base.id, base.revision), contextlib.suppress(errors.RemoteEntryNotFoundError):
+        return Path(
+            hf_hub_download(
+                base.id, name, revision=base.revision, endpoint=_endpoint(), cache_dir=_cache_dir(), etag_timeout=30
+            )
+        )
+    return None
+
+
+def weights_of(base: Base) -> int | None:
+    """How many weights a locked repository has by the hub's own count; None where it does not tell.
+
+    Raises:
+        NotFound, ProviderError: as ``lock_repository``.
+    """
+    from huggingface_hub import HfApi
+
+    with _translated(base.id, base.revision):
+        api = HfApi(endpoint=_endpoint())
+        found = api.model_info(base.id, revision=base.revision, expand=["safetensors"], timeout=30).safetensors
+    return found.total if found else None
+
+
+def cached_file(base: Base, name: str) -> Path | None:
+    """A file of a locked repository, if it is on this computer; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(base.id, name, revision=base.revision, cache_dir=_cache_dir())
+    return Path(found) if isinstance(found, str) else None
 
 
 def _cached(repository: str, commit: str) -> Path | None:

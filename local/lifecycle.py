@@ -61,12 +61,14 @@ class CreateFailed:
     """No machine, or none that is known of.
 
     ``capacity``: none free, nothing was created. ``refused``: nothing was created, and no other offer would do.
-    ``unknown``: the reply was lost; the machine may exist and cost money.
+    ``unknown``: the reply was lost; the machine may exist and cost money. ``billed_seconds``: how long one may have
+    been there that is proved to be gone.
     """
 
     attempt: int
     kind: Literal["capacity", "refused", "unknown"]
     why: str
+    billed_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Observed:
     ``machine_id`` None: no such machine is listed; ``stopped``: it is, and may cost something, but does not run.
     ``heartbeat`` is the machine's own time of its last one; ``outcome`` the attempt's own statement, ``has_result``
     whether the run's result is there; ``phases`` are seconds by the machine's own account. ``outcome_at``: since when
-    it has nothing more to do, be it because it recorded its outcome or because it is taken away. ``resumed_from``,
-    ``kept_step``: as in ``Receipt``.
+    it has nothing more to do, be it because it recorded its outcome or because it is taken away. ``final``: the
+    training has diverged, and no machine would end it better. ``resumed_from``, ``kept_step``: as in ``Receipt``.
     """
 
     attempt: int
@@ -88,6 +90,7 @@ class Observed:
     outcome: Literal["completed", "stopped", "failed"] | None = None
     outcome_at: float | None = None
     reason: str = ""
+    final: bool = False
     has_result: bool = False
     resumed_from: int = 0
     kept_step: int = 0
@@ -168,7 +171,7 @@ def decide(record: RunRecord, event: Event, now: float) -> Decision:
         case Asked():
             return _change(record, asked_at=now), ()
         case Created():
-            return _created(record, event.machine_id, event.rate_usd)
+            return _created(record, event.machine_id, event.rate_usd, now)
         case CreateFailed():
             return _create_failed(record, event, now)
         case Observed():
@@ -212,11 +215,11 @@ def _seconds_left(record: RunRecord, now: float) -> float:
     return record.max_hours * 3600 - (now - began)
 
 
-def _created(record: RunRecord, machine_id: str, rate_usd: float | None) -> Decision:
+def _created(record: RunRecord, machine_id: str, rate_usd: float | None, now: float) -> Decision:
     """The machine exists. One that is dearer than it was quoted is ended at once."""
     if record.attempt.state not in ("intended", "doubtful"):
         return record, ()
-    record = _change(record, state="alive", machine_id=machine_id)
+    record = _change(record, state="alive", machine_id=machine_id, alive_at=now)
     record = record.model_copy(update={"status": "running", "reason": ""})
     return _rated(record, rate_usd)
 
@@ -237,7 +240,7 @@ def _create_failed(record: RunRecord, event: CreateFailed, now: float) -> Decisi
     if event.kind == "unknown":
         # It may exist and cost money: the ledger counts it until a look by name says otherwise.
         return _change(record, state="doubtful", asked_at=now).model_copy(update={"reason": event.why}), ()
-    record = _change(record, state="refused", ended_at=record.attempt.created_at)
+    record = _change(record, state="refused", ended_at=record.attempt.created_at + event.billed_seconds)
     if event.kind == "refused":
         return _end(record, "failed", event.why), ()
     return next_attempt(_skip(record, f"{record.attempt.offer.name}: {event.why}"), now)
@@ -267,7 +270,7 @@ def _judged(record: RunRecord, seen: Observed, now: float) -> Decision:
         return after, (Revoke(attempt), *others, *more)
     commands: tuple[Command, ...] = ()
     if attempt.state in ("intended", "doubtful"):
-        record, commands = _created(record, seen.machine_id, seen.rate_usd)
+        record, commands = _created(record, seen.machine_id, seen.rate_usd, now)
     elif not seen.stopped:
         record, commands = _rated(record, seen.rate_usd)
     record = _change(record, seen=True)
@@ -282,7 +285,8 @@ def _judged(record: RunRecord, seen: Observed, now: float) -> Decision:
         return _ask_end(record, "the deadline has passed")
     if seen.outcome_at is not None and now - seen.outcome_at > LINGER:
         return _ask_end(record, "it did not end by itself")
-    silent_since = attempt.heartbeat_seen_at or attempt.created_at
+    # From when it exists on: the provider may have taken its time to fetch the image and to find a machine.
+    silent_since = attempt.heartbeat_seen_at or attempt.alive_at or attempt.created_at
     if record.budget_usd is not None and now - silent_since > record.boot_seconds:
         why = f"it gave no sign of life in {record.boot_seconds / 60:.0f} min"
         return _ask_end(record, why, spoiled=attempt.heartbeat is None)
@@ -308,7 +312,7 @@ def _gone(record: RunRecord, seen: Observed, now: float) -> Decision:
         return _end(record, "failed", record.reason or INTERRUPTED), ()
     if now >= attempt.deadline:
         return _end(record, "lost", "the deadline came, and the machine left no outcome"), ()
-    if record.budget_usd is None:
+    if record.budget_usd is None and not _goes_on_here(record, attempt, seen, now):
         return _end(record, "lost", "the machine is gone and left no outcome"), ()
     if attempt.spoiled or _lost_before(record, attempt):
         why = attempt.ending or "two machines were lost, and told nothing"
@@ -318,12 +322,16 @@ def _gone(record: RunRecord, seen: Observed, now: float) -> Decision:
 
 def _ended_by_its_provider(record: RunRecord, attempt: Attempt, seen: Observed) -> bool:
     """Whether it stopped because its provider lets no machine live longer, while the run itself may go on."""
-    longest = attempt.offer.longest_seconds
-    if seen.outcome != "stopped" or seen.outcome_at is None or longest is None or record.stop_asked:
+    if seen.outcome != "stopped" or seen.outcome_at is None or seen.final or record.stop_asked:
         return False
-    as_long_as_may_be = attempt.deadline - attempt.created_at >= longest - 1
     at_its_end = attempt.deadline - seen.outcome_at < NEAR_THE_END
-    return as_long_as_may_be and at_its_end and _seconds_left(record, seen.outcome_at) >= least_seconds()
+    return attempt.as_long_as_may_be and at_its_end and _seconds_left(record, seen.outcome_at) >= least_seconds()
+
+
+def _goes_on_here(record: RunRecord, attempt: Attempt, seen: Observed, now: float) -> bool:
+    """Whether what ended on this computer left a checkpoint that another start gets further from, for nothing."""
+    further = seen.kept_step > seen.resumed_from
+    return attempt.offer.provider != "manual" and further and _seconds_left(record, now) > least_seconds()
 
 
 def _lost_before(record: RunRecord, attempt: Attempt) -> bool:

@@ -11,49 +11,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cloudft.errors import IntegrityError, NotFound, VerifyError
-from local.base import GET_AGAIN, TOKENIZERS, check_safetensors, model_files, read_json
+from cloudft.errors import IntegrityError, VerifyError
+from jobs.rendering import has_training_tags, served_template
+from local.adapter import ADAPTER_WEIGHTS
+from local.base import GET_AGAIN, TOKENIZERS, model_files, read_json
 from local.files import write_json, write_text
-from local.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from local.progress import Progress, silent
+from local.versions import TEMPLATE
 
 CHANGED = ("vocab_size", "tie_word_embeddings")
-TEMPLATE = "chat_template.jinja"
-
-
-def check_adapter(adapter: Path) -> None:
-    """Refuse an adapter folder that is missing or cut short, before anything is read into memory.
-
-    Raises:
-        NotFound: there is no adapter.
-        IntegrityError: a file of it is damaged; names the file.
-    """
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (adapter / name).is_file():
-            raise NotFound(
-                f"the adapter is not here: {adapter / name} does not exist",
-                effect="nothing was changed",
-                hint="bring it home first:  cloudft pull",
-            )
-    read_json(adapter / ADAPTER_CONFIG)
-    if not check_safetensors(adapter / ADAPTER_WEIGHTS):
-        raise IntegrityError(f"{adapter / ADAPTER_WEIGHTS} holds no tensors", effect="nothing was changed")
-
-
-def trained_template(adapter: Path) -> str:
-    """The chat template that the adapter was trained with.
-
-    Raises:
-        IntegrityError: the adapter's folder carries none, so what is served could not be what was trained.
-    """
-    path = adapter / TEMPLATE
-    if not path.is_file():
-        raise IntegrityError(
-            f"{path} is missing: nobody can say with which chat template the adapter was trained",
-            effect="nothing was changed",
-            hint=GET_AGAIN,
-        )
-    return path.read_text(encoding="utf-8")
 
 
 def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
@@ -159,7 +125,8 @@ def lay_out(base: Path, tokenizer: Path, template: str | None, out: Path) -> Non
     """Complete ``out`` to a model folder: links to what it lacks of the base, and the tokenizer as trained.
 
     Files are taken as they are, never saved again by a library, which adds and renames keys. Only the template is
-    put in its one place: a second copy in the tokenizer's configuration would win in the converter.
+    put in its one place, without what only training knows: a second copy in the tokenizer's configuration would win in
+    the converter.
     """
     out.mkdir(parents=True, exist_ok=True)
     own_weights = any(out.glob("model*.safetensors"))
@@ -171,12 +138,25 @@ def lay_out(base: Path, tokenizer: Path, template: str | None, out: Path) -> Non
         for path in model_files(tokenizer):
             if path.name not in ("config.json", "generation_config.json"):
                 _replace(path, out / path.name)
+    template = _served(out, template)
     if template is not None:
         config = out / "tokenizer_config.json"
         if config.is_file():
             write_json(config, {key: value for key, value in read_json(config).items() if key != "chat_template"})
         (out / "chat_template.json").unlink(missing_ok=True)
         write_text(out / TEMPLATE, template)
+
+
+def _served(folder: Path, template: str | None) -> str | None:
+    """The template to write; None leaves the folder's own as it is, if that can be served."""
+    if template is None:
+        own = folder / TEMPLATE
+        template = own.read_text(encoding="utf-8") if own.is_file() else None
+    if template is None:
+        config = folder / "tokenizer_config.json"
+        brought = read_json(config).get("chat_template") if config.is_file() else None
+        template = brought if isinstance(brought, str) and has_training_tags(brought) else None
+    return None if template is None else served_template(template)
 
 
 def _replace(source: Path, target: Path, *, link: bool = False) -> None:

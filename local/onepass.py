@@ -7,6 +7,7 @@ own kernels on all cores, and written to its place. The file is the same, byte f
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,9 @@ from local.convert import converter_class, explained
 from local.ggml import Imatrix
 from local.gguf_head import Head, size
 from local.headstart import HeadStart
-from local.lora import Lora
+from local.lora import Lora, and_more
 from local.progress import Progress
+from local.quant_types import offered
 from local.stream import Target, stream
 
 
@@ -40,7 +42,7 @@ def write(
     Args:
         folder: model folder as ``merge.lay_out`` leaves it; its weights are not merged.
         lora: added to them on the way; None: they are written as they are.
-        outs: type of ``ggml.TYPES`` → file to write, which is whole when this returns.
+        outs: type of ``quant_types.offered`` → file to write, which is whole when this returns.
         toolchain: root of the unpacked converter.
         name: the model's name in the files.
         scratch: a folder for a file without contents, from which the types are planned.
@@ -48,7 +50,8 @@ def write(
         early: blocks that were quantised in advance.
 
     Returns:
-        ``architecture`` by llama.cpp's name, and ``types``: type of ``outs`` → tensor → type in the file.
+        ``architecture`` by llama.cpp's name; ``template``, the chat template in the files; ``types``: type of ``outs``
+        → tensor → type in the file.
 
     Raises:
         ConfigError: llama.cpp knows no such architecture or tokenizer.
@@ -63,7 +66,6 @@ def write(
         converter = _prepared(folder, lora, toolchain, name)
         tensors = _ordered(converter)
         importances = imatrix(converter) if imatrix else {}
-        _refuse_unquantisable(outs, importances)
         progress("convert", 0, None, "", "plan the tensors' types")
         targets = [_plan(converter, tensors, kind, path, scratch, importances) for kind, path in outs.items()]
         stream(tensors, targets, early, progress)
@@ -73,8 +75,10 @@ def write(
         target.part.replace(target.path)
     import gguf
 
+    template = converter.gguf_writer.kv_data[0].get(gguf.Keys.Tokenizer.CHAT_TEMPLATE)
     return {
         "architecture": str(gguf.MODEL_ARCH_NAMES[converter.model_arch]),
+        "template": template.value if template is not None else None,
         "types": {t.kind: {n: gguf.GGMLQuantizationType(v).name for n, v in t.types.items()} for t in targets},
     }
 
@@ -88,9 +92,9 @@ def _prepared(folder: Path, lora: Lora | None, toolchain: Path, name: str) -> An
         model_arch = base.model_arch
 
         def get_tensors(self) -> Iterator[tuple[str, Any]]:
-            modules = _module_names(self, lora)
+            changed = _changed_names(self, lora)
             for key, tensor in super().get_tensors():
-                yield key, _lazy_float32(tensor, lora, modules.get(key))
+                yield key, _lazy_float32(tensor, lora, changed.get(key))
 
     converter = Merging(folder, gguf.LlamaFileType.ALL_F32, folder / "unused.gguf", model_name=name)
     with explained():
@@ -99,34 +103,38 @@ def _prepared(folder: Path, lora: Lora | None, toolchain: Path, name: str) -> An
     return converter
 
 
-def _module_names(converter: Any, lora: Lora | None) -> dict[str, str]:
-    """The converter's name of a weight → the adapter's name of its module; the converter renames some."""
+def _changed_names(converter: Any, lora: Lora | None) -> dict[str, str]:
+    """The converter's name of a tensor → the base's, of those that the adapter changes; the converter renames some."""
     found = {}
-    for module in lora.pairs if lora else ():
-        renamed = converter.filter_tensors((f"{module}.weight", lambda: None))
+    for name in lora.changed() if lora else ():
+        renamed = converter.filter_tensors((name, lambda: None))
         if renamed is not None:
-            found[renamed[0]] = module
+            found[renamed[0]] = name
     return found
 
 
-def _lazy_float32(tensor: Any, lora: Lora | None, module: str | None) -> Any:
+def _lazy_float32(tensor: Any, lora: Lora | None, changed: str | None) -> Any:
     """A lazy float32 tensor. Where nothing is added, it can also be had in blocks of rows: ``tensor.in_rows``.
 
+    Whoever takes one that the adapter brought whole calls ``tensor.taken``: the converter may leave a tensor out.
     Nothing may keep these tensors alive but the converter's own list, which is emptied from the front.
     """
     import torch
     from conversion import LazyTorchTensor
 
-    if module is not None:
+    if changed is not None:
         assert lora is not None
-        change: Callable[[Any], Any] = lambda weight: lora.merged(module, weight)  # noqa: E731
+        change: Callable[[Any], Any] = lambda weight: lora.merged(changed, weight)  # noqa: E731
     else:
         change = lambda weight: weight.to(torch.float32)  # noqa: E731
     lazy = LazyTorchTensor(
         meta=LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, tensor.shape), args=(tensor,), func=change
     )
-    if module is None and tensor.dim() > 1:
+    added = changed is not None and lora is not None and lora.adds_to(changed)
+    if not added and tensor.dim() > 1:
         lazy.in_rows = tensor
+        if changed is not None and lora is not None:
+            lazy.taken = functools.partial(lora.consumed.add, changed)
     return lazy
 
 
@@ -142,12 +150,15 @@ def _ordered(converter: Any) -> dict[str, Any]:
     return dict(sorted(tensors.items(), key=lambda item: (layer(item[0]), item[0].encode())))
 
 
-def _refuse_unquantisable(outs: dict[str, Path], importances: Imatrix) -> None:
-    for kind in outs:
-        if kind in ggml.NEED_IMATRIX and not importances:
-            raise ConfigError(
-                f"{kind} needs to know which weights matter", effect="nothing was written", hint="add --imatrix"
-            )
+def _refuse_unlearnt(kind: str, planned: dict[str, str], importances: Imatrix) -> None:
+    """llama.cpp would refuse these, and some kernels would end the process."""
+    if lacking := offered()[kind].lacking(planned, importances):
+        raise ConfigError(
+            f"{kind} can't be made without knowing which weights matter, and that is not known of {lacking[0]}"
+            f"{and_more(lacking)}",
+            effect="nothing was written",
+            hint="choose a type that does not need it, such as Q3_K_M" if importances else "add --imatrix",
+        )
 
 
 def _plan(
@@ -168,6 +179,7 @@ def _plan(
     os.truncate(header, begin + sum(-(-size(s, stored[n]) // 32) * 32 for n, s in shapes.items()))
     planned = ggml.plan_types(header, kind, importances)
     header.unlink()
+    _refuse_unlearnt(kind, planned, importances)
     types = {name: gguf.GGMLQuantizationType[planned[name]] for name in tensors}
     for name, type_ in types.items():
         if stored[name] != type_ and stored[name] != gguf.GGMLQuantizationType.F32:

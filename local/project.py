@@ -69,6 +69,20 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.root / "eval.json"
 
+    @property
+    def run_lock(self) -> Path:
+        """All that is needed to repeat the run."""
+        return self.root / "run.lock.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The folder that ``cloudft report`` writes."""
+        return self.root / "report"
+
 
 @dataclass(frozen=True)
 class Project:

@@ -11,18 +11,19 @@ from typing import Any
 
 from cloudft.errors import Busy, EnvironmentProblem, IntegrityError, RunFailed
 from infra.store import Store
-from jobs.ticket import LOG, METRICS
-from local.files import atomic_open, need_space, sha256_file, write_json
+from local.files import need_space, sha256_file
 from local.progress import Progress
 from local.records import RunRecord, attempt_prefix, locked
+from local.reports import fetch_reports
 from local.session import Session
+from local.stage_report import Stages, stages_of
 
 STAYS = "the adapter stays in the store"
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """An adapter that is home. ``steps`` are optimiser steps; ``complete`` is False for a run that was stopped."""
+    """An adapter that is home. ``complete`` is False for a run that was stopped."""
 
     folder: Path
     files: dict[str, str]
@@ -30,6 +31,7 @@ class Pulled:
     complete: bool
     reason: str
     already_here: bool
+    stages: Stages = ()
 
 
 def pull(session: Session, progress: Progress) -> Pulled:
@@ -51,9 +53,9 @@ def pull(session: Session, progress: Progress) -> Pulled:
         already = _is_here(session.run.adapter, artifact["files"])
         if not already:
             need_space(session.run.root, 2 * artifact["bytes"], "the adapter")
-            key = f"{attempt_prefix(record.run_id, result['attempt'])}/{artifact['key']}"
+            prefix = attempt_prefix(record.run_id, result["attempt"])
             try:
-                tar = _download(session.store, key, session.run.root / ".adapter.tar.part", artifact, progress)
+                tar = _download(session.store, prefix, session.run.root / ".adapter.tar.part", artifact, progress)
                 _unpack(tar, session.run.adapter, artifact["files"])
             except OSError as exc:
                 raise EnvironmentProblem(
@@ -62,9 +64,17 @@ def pull(session: Session, progress: Progress) -> Pulled:
                     hint="free some space or mend the folder's rights, then:  cloudft pull",
                 ) from exc
             tar.unlink()
-        _reports(session, record, result)
+        fetch_reports(session, record, result)
     complete = result["status"] == "completed"
-    return Pulled(session.run.adapter, artifact["files"], artifact["bytes"], complete, result["reason"], already)
+    return Pulled(
+        session.run.adapter,
+        artifact["files"],
+        artifact["bytes"],
+        complete,
+        result["reason"],
+        already,
+        stages_of(result),
+    )
 
 
 def _no_result(record: RunRecord) -> Busy | RunFailed:
@@ -87,26 +97,33 @@ def _is_here(folder: Path, files: dict[str, str]) -> bool:
     )
 
 
-def _download(store: Store, key: str, part: Path, artifact: dict[str, Any], progress: Progress) -> Path:
-    """Fetch into ``part``, going on where an earlier pull broke off."""
+def _download(store: Store, prefix: str, part: Path, artifact: dict[str, Any], progress: Progress) -> Path:
+    """Fetch all pieces into ``part``, going on where an earlier pull broke off."""
     size = artifact["bytes"]
+    keys = [f"{prefix}/{name}" for name in artifact.get("pieces") or [artifact["key"]]]
+    each = artifact.get("piece_bytes") or max(size, 1)
     if part.exists() and part.stat().st_size > size:
         part.unlink()
     done = part.stat().st_size if part.exists() else 0
-    stored = store.size(key)
-    if stored != size:
-        raise _damaged(f"{key} has {stored if stored is not None else 'no'} bytes instead of {size}")
+    for number, key in enumerate(keys):
+        expected = min(each, size - number * each)
+        stored = store.size(key)
+        if stored != expected:
+            raise _damaged(f"{key} has {stored if stored is not None else 'no'} bytes instead of {expected}")
     with part.open("ab") as out:
-        if done < size:
-            for piece in store.read(key, done):
+        while done < size:
+            number = done // each
+            for piece in store.read(keys[number], done - number * each):
                 out.write(piece)
                 done += len(piece)
                 progress("download", done, size, "bytes")
+            if done < min((number + 1) * each, size):
+                raise _damaged(f"{keys[number]} ended early")
     with part.open("rb") as src:
         sha256 = hashlib.file_digest(src, "sha256").hexdigest()
     if sha256 != artifact["sha256"]:
         part.unlink()
-        raise _damaged(f"{key} has sha256 {sha256[:12]}… instead of {artifact['sha256'][:12]}…")
+        raise _damaged(f"{keys[0]} has sha256 {sha256[:12]}… instead of {artifact['sha256'][:12]}…")
     return part
 
 
@@ -137,13 +154,3 @@ def _unpack(tar_path: Path, folder: Path, files: dict[str, str]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _reports(session: Session, record: RunRecord, result: dict[str, Any]) -> None:
-    prefix = attempt_prefix(record.run_id, result["attempt"])
-    for name in (LOG, METRICS):
-        data = session.store.get_bytes(f"{prefix}/{name}")
-        if data is not None:
-            with atomic_open(session.run.root / name) as out:
-                out.write(data)
-    write_json(session.run.result, result)

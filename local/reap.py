@@ -50,7 +50,7 @@ def reap(providers: Iterable[Provider], now: float, *, everything: bool = False,
         try:
             machines = provider.machines()
         except CloudftError as exc:
-            unasked.append((provider.name, exc.what))
+            unasked.append((provider.name, f"{exc.what} ({exc.hint})" if exc.hint else exc.what))
             continue
         found += _sweep(provider, machines, now, everything, dry_run)
     return Sweep(tuple(found), tuple(unasked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -26,7 +27,8 @@ ENDED: frozenset[RunStatus] = frozenset({"completed", "stopped", "failed", "lost
 class PlannedOffer(Frozen):
     """An offer to try, as it was quoted. ``rate_usd``: dollars per hour, disk included; 0 where nothing is rented.
 
-    ``longest_seconds``: the provider itself ends a machine after so long; None: it does not.
+    ``longest_seconds``: the provider itself ends a machine after so long; None: it does not. ``memory_gib``: memory
+    that is asked for and paid; None: what comes with the GPU.
     """
 
     provider: str
@@ -39,6 +41,7 @@ class PlannedOffer(Frozen):
     cloud: str = ""
     spot: bool = False
     longest_seconds: float | None = None
+    memory_gib: int | None = None
 
     def seconds_at_most(self, wanted: float) -> float:
         """How long a machine may run, by what the user allows and by what the provider keeps."""
@@ -70,8 +73,9 @@ class Attempt(Frozen):
 
     ``state``: *intended* before the create call, *doubtful* when its reply was lost, *alive*, *ending* once we have
     asked for its end, *gone*, or *refused* when it never came to be. ``asked_at``: when the create call was sent, or
-    its reply given up; ``heartbeat``: the machine's own time of its last one, ``heartbeat_seen_at``: when we saw that
-    it was new; ``ending``: why its end was asked for; ``spoiled``: its offer is not worth another try.
+    its reply given up; ``alive_at``: when we learned that it exists; ``heartbeat``: the machine's own time of its last
+    one, ``heartbeat_seen_at``: when we saw that it was new; ``ending``: why its end was asked for; ``spoiled``: its
+    offer is not worth another try.
     """
 
     number: int
@@ -82,6 +86,7 @@ class Attempt(Frozen):
     deadline: float
     exhausted_at: float
     asked_at: float | None = None
+    alive_at: float | None = None
     machine_id: str | None = None
     rate_usd: float | None = None
     seen: bool = False
@@ -93,10 +98,36 @@ class Attempt(Frozen):
     receipt: Receipt | None = None
 
     @property
+    def as_long_as_may_be(self) -> bool:
+        """Whether its deadline is the longest that its provider lets a machine live; the run may have more time."""
+        longest = self.offer.longest_seconds
+        return longest is not None and self.deadline - self.created_at >= longest - 1
+
+    @property
     def charge(self) -> Charge:
         """What it counts for in the run's ledger: never less than it was quoted for."""
         rate = max(self.offer.rate_usd, self.rate_usd or 0.0)
         return Charge(self.created_at, self.exhausted_at, rate, self.ended_at)
+
+
+class ImageBuild(Frozen):
+    """A training image that a provider built for a run, and what that counts for in its ledger.
+
+    ``image`` is what every attempt orders; ``content`` the sha256 over all that it was made from. Whether the minutes
+    are billed is not told: they are counted as if they were, at ``rate_usd`` dollars per hour.
+    """
+
+    provider: str
+    image: str
+    content: str
+    started_at: float
+    seconds: float
+    rate_usd: float
+
+    @property
+    def charge(self) -> Charge:
+        ended = self.started_at + self.seconds
+        return Charge(self.started_at, ended, self.rate_usd, ended)
 
 
 class RunRecord(Frozen):
@@ -118,6 +149,7 @@ class RunRecord(Frozen):
     status: RunStatus = "submitting"
     reason: str = ""
     stop_asked: bool = False
+    build: ImageBuild | None = None
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -131,8 +163,9 @@ class RunRecord(Frozen):
 
     @property
     def charges(self) -> list[Charge]:
-        """The run's ledger: every attempt that may have cost something."""
-        return [attempt.charge for attempt in self.attempts]
+        """The run's ledger: the build of its image, and every attempt that may have cost something."""
+        built = [self.build.charge] if self.build else []
+        return [*built, *(attempt.charge for attempt in self.attempts)]
 
     def spent(self, now: float) -> float:
         """Dollars that the run has cost by ``now``, at most."""
@@ -183,12 +216,30 @@ def read_spec(run: RunFolder) -> RunSpec:
     """The frozen spec of a run.
 
     Raises:
-        IntegrityError: it is missing or was changed after submit.
+        NotFound: it is missing.
+        IntegrityError: it is damaged, or was changed after submit.
     """
     try:
-        return RunSpec.model_validate_json(run.spec.read_bytes())
+        data = run.spec.read_bytes()
+        spec = RunSpec.model_validate_json(data)
+    except FileNotFoundError as exc:
+        raise NotFound(
+            f"{run.spec} is not there, so nobody knows what the run's base is",
+            effect="nothing was changed",
+            hint="restore the file, or submit again",
+        ) from exc
     except (OSError, ValidationError) as exc:
-        raise IntegrityError(f"{run.spec} cannot be read: {exc}", hint="restore the file, or submit again") from exc
+        said = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else exc
+        raise IntegrityError(
+            f"{run.spec} is damaged: {said}", effect="nothing was changed", hint="restore the file, or submit again"
+        ) from exc
+    if run.record.is_file() and hashlib.sha256(data).hexdigest() != read_record(run).spec_sha256:
+        raise IntegrityError(
+            f"{run.spec} was changed after submit: its sha256 is not the one in {run.record.name}",
+            effect="nothing was changed",
+            hint="restore the file, or submit again",
+        )
+    return spec
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def predictions(
     with torch.inference_mode(), Weights(folder) as weights:
         model = _skeleton(folder)
         if not weights.hold_all_of(model):
-            model, lora = _whole(folder, lora), None
+            model, lora = _whole(folder, lora, merge or on_input is not None), None
         _Stream(weights, lora, real, on_input, merge, progress).attach(model)
         # Padding stands at the end of a row, and no token looks ahead: those before it do not see it.
         body = model.get_decoder() if on_input is not None else model
@@ -85,7 +85,7 @@ def _skeleton(folder: Path) -> Any:
         torch.nn.Module.register_parameter = register
 
 
-def _whole(folder: Path, lora: Lora | None) -> Any:
+def _whole(folder: Path, lora: Lora | None, merge: bool) -> Any:
     """The model in memory: for bases whose files name the tensors otherwise (experts, mostly)."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -96,7 +96,8 @@ def _whole(folder: Path, lora: Lora | None) -> Any:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = PeftModel.from_pretrained(model, lora.path.parent).merge_and_unload()
+            model = PeftModel.from_pretrained(model, lora.path.parent)
+            model = model.merge_and_unload() if merge else model
     return model.eval()
 
 
@@ -127,9 +128,13 @@ class Weights:
         names = (name for name, _ in model.named_parameters(remove_duplicate=False))
         return all(name in self.where or self.also.get(name) in self.where for name in names)
 
+    def stored(self, name: str) -> str:
+        """What a tensor of the model is called in the files: that of a tied layer is another's."""
+        return name if name in self.where else self.also[name]
+
     def slice(self, name: str) -> Any:
         """A tensor that is read when it is indexed."""
-        name = name if name in self.where else self.also[name]
+        name = self.stored(name)
         return self.where[name].get_slice(name)
 
 
@@ -180,23 +185,41 @@ class _Stream:
         import torch
 
         biased = module.bias is not None
+        stored = self.weights.stored(f"{name}.weight")
+        tuned = self.lora if self.lora is not None and self.lora.adds_to(stored) else None
 
         def forward(x: Any) -> Any:
-            weight = self.weights.slice(f"{name}.weight")
-            tuned = self.lora if self.lora is not None and name in self.lora.pairs else None
-            rows, columns = weight.get_shape()
-            step = max(1, BLOCK // columns)
+            weight = self.weights.slice(stored)
             if tuned is not None and self.merge:
-                y = torch.nn.functional.linear(x, tuned.merged(name, weight[:]))
+                y = torch.nn.functional.linear(x, tuned.merged(stored, weight[:]))
             else:
+                rows, columns = weight.get_shape()
+                step = max(1, BLOCK // columns)
                 blocks = (weight[at : at + step].float() for at in range(0, rows, step))
                 y = torch.cat([torch.nn.functional.linear(x, block) for block in blocks], -1)
-                if tuned is not None:
-                    a, b, scale = tuned.factors(name)
-                    y = y + (x @ a.T) @ b.T * scale
+                y = self._beside(tuned, stored, x, y, weight) if tuned is not None else y
             return y + self.weights.slice(f"{name}.bias")[:].float() if biased else y
 
         return forward
+
+    def _beside(self, tuned: Lora, stored: str, x: Any, y: Any, weight: Any) -> Any:
+        """What a layer gives with its part of the adapter beside it, from what it gives alone."""
+        import torch
+
+        module = stored.removesuffix(".weight")
+        if module in tuned.rows:
+            y[..., list(tuned.rows[module].indices)] = x @ tuned.tensor(tuned.rows[module].values).T
+            return y
+        a, b, scale = tuned.factors(module)
+        y = y + (x @ a.T) @ b.T * scale
+        if magnitude := tuned.pairs[module].magnitude:
+            step = max(1, BLOCK // a.shape[1])
+            lengths = [
+                torch.linalg.vector_norm(weight[at : at + step].float() + scale * (b[at : at + step] @ a), dim=1)
+                for at in range(0, len(b), step)
+            ]
+            y = y * (tuned.tensor(magnitude) / torch.cat(lengths))
+        return y
 
     def _gather(self, name: str) -> Any:
         """Of an embedding only the rows that are asked for."""
@@ -206,6 +229,13 @@ class _Stream:
             wanted, places = torch.unique(inputs[0], return_inverse=True)
             table = self.weights.slice(f"{name}.weight")
             rows = torch.cat([table[int(i) : int(i) + 1] for i in wanted]).float()
+            if self.lora is not None and name in self.lora.pairs:
+                a, b, scale = self.lora.factors(name)
+                rows += a.T[wanted] @ b.T * scale
+            if self.lora is not None and name in self.lora.rows:
+                values = self.lora.tensor(self.lora.rows[name].values)
+                for i, index in enumerate(self.lora.rows[name].indices):
+                    rows[wanted == index] = values[i]
             module.weight = torch.nn.Parameter(rows, requires_grad=False)
             module.padding_idx = None
             return (places, *inputs[1:])

@@ -29,8 +29,12 @@ data:
   holdout: 0.2                # share of the rows that training never sees
 
 task:
-  kind: json
+  kind: json                  # or classification, tools, text, code
   schema: data/schema.json    # what an answer must look like
+
+# train:                      # what is left out is chosen from the data, with its reason
+#   method: qlora             # lora, qlora, dora, rslora, full
+#   stages: [{{kind: sft}}, {{kind: dpo, data: data/pairs.jsonl}}]
 
 provider: local               # trains on this computer and costs nothing
 store: ./store                # or a bucket:

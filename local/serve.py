@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from local.endpoint import Endpoint
+from local.evaluation.endpoint import Endpoint
 from local.serve_docker import (
     current_gguf,
     docker_available,

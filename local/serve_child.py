@@ -44,8 +44,8 @@ def main() -> None:
 def make_app(settings: dict[str, Any]) -> Any:
     """llama_cpp.server's application with the model loaded.
 
-    ``settings``: model (path), name, api_key, context (tokens), threads, template (used only if the file
-    brings none; may be None).
+    ``settings``: model (path), name, api_key, context (tokens), threads, template (may be None; used only if the file
+    brings none, or with replace_template), lora (path of an adapter, or None), logits (of every position).
     """
     from llama_cpp.server import settings as lib
 
@@ -62,11 +62,13 @@ def make_app(settings: dict[str, Any]) -> Any:
     model = lib.ModelSettings(
         model=settings["model"],
         model_alias=settings["name"],
-        n_ctx=settings["context"],
+        # llama.cpp rounds up to this, and the library's own buffers would be too small for the rest.
+        n_ctx=-(-settings["context"] // 256) * 256,
         n_threads=settings["threads"],
         n_threads_batch=settings["threads"],
-        # Logits of every position would take context x vocabulary x 4 bytes: gigabytes.
-        logits_all=False,
+        lora_path=settings["lora"],
+        # Those of every position take context x vocabulary x 4 bytes: gigabytes.
+        logits_all=settings["logits"],
         chat_format="chat_template.default",
     )
     try:
@@ -78,7 +80,10 @@ def make_app(settings: dict[str, Any]) -> Any:
         sys.exit(f"{NOT_LOADED} ({exc})")
     app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    _use_template(lib_app._llama_proxy(None), settings["template"])
+    llama = lib_app._llama_proxy(None)
+    _use_template(llama, settings["template"], settings["replace_template"])
+    if settings["logits"]:
+        _tell_prompt_logprobs(llama)
     return app
 
 
@@ -115,10 +120,65 @@ def _whole_tokens() -> None:
     _internals.LlamaModel.detokenize = detokenize
 
 
-def _use_template(llama: Any, fallback: str | None) -> None:
+def _tell_prompt_logprobs(llama: Any) -> None:
+    """Answer requests with ``echo`` and ``logprobs`` right: the library gives each token of a prompt that has no
+    beginning-of-sentence token the probability of the one after it."""
+    library = llama.create_completion
+
+    def create_completion(prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("echo") and kwargs.get("logprobs") is not None and isinstance(prompt, str):
+            return _echo(llama, prompt, kwargs.get("model"))
+        return library(prompt, *args, **kwargs)
+
+    llama.create_completion = create_completion
+
+
+def _echo(llama: Any, prompt: str, model: str | None) -> dict[str, Any]:
+    """The prompt's tokens and the likeliest next one, each with its log-probability and that of the likeliest."""
+    tokens = llama.tokenize(prompt.encode(), add_bos=bool(llama._model.add_bos_token()), special=True)
+    if len(tokens) >= llama.n_ctx():
+        # In these words the library's server knows it for what it is.
+        raise ValueError(f"Requested tokens ({len(tokens)}) exceed context window of {llama.n_ctx()}")
+    llama.reset()
+    llama.eval(tokens)
+    after = llama.logits_to_logprobs(llama.scores[: len(tokens)])
+    tokens.append(int(after[-1].argmax()))
+
+    def text(token: int) -> str:
+        return str(llama.detokenize([token], special=True).decode("utf-8", errors="replace"))
+
+    told: list[tuple[str, float | None, dict[str, float] | None]] = [(text(tokens[0]), None, None)]
+    for token, row in zip(tokens[1:], after, strict=True):
+        best, name = int(row.argmax()), text(token)
+        top = {name: float(row[token])}
+        if best != token:
+            top[text(best) if text(best) != name else f"<{best}>"] = float(row[best])
+        told.append((name, float(row[token]), top))
+    if tokens[0] == llama.token_bos() and llama._model.add_bos_token():
+        told = told[1:]
+    logprobs = {
+        "tokens": [name for name, _, _ in told],
+        "token_logprobs": [value for _, value, _ in told],
+        "top_logprobs": [top for _, _, top in told],
+        "text_offset": [sum(len(name) for name, _, _ in told[:n]) for n in range(len(told))],
+    }
+    choice = {"text": prompt + told[-1][0], "index": 0, "logprobs": logprobs, "finish_reason": "length"}
+    count = len(tokens) - 1
+    usage = {"prompt_tokens": count, "completion_tokens": 1, "total_tokens": count + 1}
+    return {
+        "id": "cmpl-echo",
+        "object": "text_completion",
+        "created": 0,
+        "model": model or "",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+def _use_template(llama: Any, given: str | None, replace: bool) -> None:
     """See to it that there is a chat template, and say which one it is: a chat without one would be a guess."""
-    own = llama.metadata.get("tokenizer.chat_template")
-    template = own or fallback
+    own = None if replace and given else llama.metadata.get("tokenizer.chat_template")
+    template = own or given
     if template is None:
         sys.exit(NO_TEMPLATE)
     digest = hashlib.sha256(template.encode()).hexdigest()

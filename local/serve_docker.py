@@ -8,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 from cloudft.errors import CloudftError, EnvironmentProblem, NotFound
-from local.endpoint import Endpoint
+from local.evaluation.endpoint import LLAMA_SERVER, Endpoint
 from local.progress import Progress
 from local.project import Project
+from local.serve_check import refuse_other_prompts
 from local.serve_settings import NOT_SERVED, serve_settings
 
-ENGINE = "llama-server"
+ENGINE = LLAMA_SERVER
 SERVICE = "serve"
 
 
@@ -53,6 +54,7 @@ def serve_with_docker(project: Project, *, progress: Progress, timeout: int = 90
         EnvironmentProblem: no Docker here.
         NotFound: the project has no current model, or no compose.yaml.
         ConfigError: the project has no API key.
+        VerifyError: the server makes other prompts of conversations than training did; it was removed.
         CloudftError: the container did not start; it was removed, and its last lines are in the message.
     """
     problem = docker_problem()
@@ -75,11 +77,12 @@ def serve_with_docker(project: Project, *, progress: Progress, timeout: int = 90
         code, said = _compose(project, up, serving.variables(), progress)
         if code != 0:
             raise _not_started(project, said)
+        endpoint = Endpoint(f"http://127.0.0.1:{serving.port}/v1", serving.api_key, model.resolve().parent.name, ENGINE)
+        refuse_other_prompts(endpoint, model.resolve().parent)
     except BaseException:
         stop(project)
         raise
-    url = f"http://127.0.0.1:{serving.port}/v1"
-    return Endpoint(url, serving.api_key, model.resolve().parent.name, ENGINE)
+    return endpoint
 
 
 def stop(project: Project) -> None:

@@ -10,14 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cloudft.errors import Busy, CloudftError, EnvironmentProblem, IntegrityError, NotFound
-from local.endpoint import Client, Endpoint, Failure
+from local.evaluation.endpoint import LLAMA_CPP_SERVER, Client, Endpoint, Failure
 from local.serve_child import NO_TEMPLATE, NOT_LOADED, TEMPLATE_USED
 
-ENGINE = "llama_cpp.server"
+ENGINE = LLAMA_CPP_SERVER
 # As in Dockerfile.serve: threads that wait for each other in long loops make a busy computer several times slower.
 CALM = {"GOMP_SPINCOUNT": "1000"}
 NOTHING_CHANGED = "nothing is being served and no file was changed"
@@ -33,6 +34,9 @@ def serve_in_process(
     port: int | None = None,
     log: Path,
     template: str | None = None,
+    replace_template: bool = False,
+    lora: Path | None = None,
+    logits: bool = False,
     load_timeout: float = 900.0,
 ) -> Iterator[Endpoint]:
     """Serve a GGUF file on 127.0.0.1 while the block runs; ready when it is entered, gone when it is left.
@@ -46,6 +50,9 @@ def serve_in_process(
         port: TCP port; None: any free one.
         log: file for what the server prints; overwritten.
         template: Jinja chat template for a file that brings none.
+        replace_template: use it also in place of one that the file brings.
+        lora: a LoRA GGUF file to add to the model. llama.cpp then reads the model into memory instead of mapping it.
+        logits: keep those of every position, for log-probabilities of a prompt: context x vocabulary x 4 bytes.
         load_timeout: seconds that loading may take.
 
     Raises:
@@ -60,13 +67,25 @@ def serve_in_process(
     _check(gguf)
     with _listen(port) as sock:
         address = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
-        endpoint = Endpoint(address, api_key, gguf.resolve().parent.name or gguf.stem, ENGINE)
-        child = _start(sock, endpoint, gguf, context, template, log)
+        endpoint = Endpoint(address, api_key, served_name(gguf), ENGINE)
+        options = {
+            "context": context,
+            "template": template,
+            "replace_template": replace_template,
+            "lora": str(lora.resolve()) if lora else None,
+            "logits": logits,
+        }
+        child = _start(sock, endpoint, gguf, options, log)
     try:
         _wait_until_ready(child, endpoint, gguf, log, load_timeout)
         yield endpoint
     finally:
         _end(child)
+
+
+def served_name(gguf: Path) -> str:
+    """What the model is called by its endpoint."""
+    return gguf.resolve().parent.name or gguf.stem
 
 
 def _check(gguf: Path) -> None:
@@ -102,16 +121,15 @@ def _listen(port: int | None) -> Iterator[socket.socket]:
 
 
 def _start(
-    sock: socket.socket, endpoint: Endpoint, gguf: Path, context: int, template: str | None, log: Path
+    sock: socket.socket, endpoint: Endpoint, gguf: Path, options: Mapping[str, Any], log: Path
 ) -> subprocess.Popen[bytes]:
     """Start the child and hand it its settings. A session of its own: Ctrl-C is for the parent, which ends it."""
     settings = {
         "model": str(gguf.resolve()),
         "name": endpoint.model,
         "api_key": endpoint.api_key,
-        "context": context,
         "threads": _threads(),
-        "template": template,
+        **options,
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("serve_child.py")

@@ -104,7 +104,8 @@ class Session:
             after, commands = decide(before, event, self.clock())
             if not self.may_rent and any(isinstance(c, Create) for c in commands):
                 # Not written down: whoever may rent decides the same again.
-                reason = "the machine is gone; the next one is rented by:  cloudft watch"
+                done = "rented" if after.budget_usd is not None else "started"
+                reason = f"the machine is gone; the next one is {done} by:  cloudft watch"
                 return after.model_copy(update={"attempts": after.attempts[:-1], "reason": reason}), []
             for command in commands:
                 if isinstance(command, FIRST):
@@ -121,6 +122,10 @@ class Session:
                 if command.attempt.offer.provider == "manual":
                     # Nobody but its owner can end it; asked to stop, it does so by itself.
                     self._act(AskToStop(command.attempt))
+                elif command.attempt.state in ("intended", "doubtful"):
+                    # It may turn up later, when nobody looks: then it finds that it is not wanted.
+                    with contextlib.suppress(CloudftError):
+                        self._act(AskToStop(command.attempt))
                 self.provider.terminate(command.attempt.name, command.attempt.machine_id)
             case EndOthers():
                 for machine in self.provider.machines():
@@ -145,10 +150,10 @@ class Session:
             machine = self.provider.create(replace(make_order(spec, attempt, url), waiting=self.waiting))
         except TakenBack as exc:
             # The run ends here: nothing is to be rented in its place. Then the command ends.
-            self._decide(CreateFailed(attempt.number, "refused", exc.what))
+            self._decide(CreateFailed(attempt.number, "refused", exc.what, exc.billed_seconds))
             raise
         except NoCapacity as exc:
-            return CreateFailed(attempt.number, "capacity", exc.what)
+            return CreateFailed(attempt.number, "capacity", exc.what, exc.billed_seconds)
         except CreateUnknown as exc:
             return CreateFailed(attempt.number, "unknown", exc.what)
         except CloudftError as exc:
@@ -197,6 +202,7 @@ class Session:
             outcome=outcome.get("status"),
             outcome_at=outcome.get("ended_at") or (beat.get("at") if beat.get("leaving") else None),
             reason=str(outcome.get("reason", "")),
+            final=(outcome.get("trainer") or {}).get("cause") == "diverged",
             has_result=bool(outcome) and self.result() is not None,
             resumed_from=outcome.get("resumed_from") or beat.get("resumed_from") or 0,
             kept_step=kept.get("step", 0),
@@ -261,7 +267,7 @@ SUPERVISOR_PHASES = {
     "upload": "upload",
     "record": "upload",
 }
-TRAINER_PHASES = {"import": "load", "load": "load", "train": "train", "save": "save"}
+TRAINER_PHASES = {"import": "load", "load": "load", "measure": "measure", "train": "train", "save": "save"}
 
 
 def _phases(attempt: Attempt, told: dict[str, Any]) -> dict[str, float]:

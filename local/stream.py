@@ -133,6 +133,7 @@ class _Rows:
             source = lazy.in_rows._args[0]
             if hasattr(source, "data_range"):
                 self.early, self.place = early, (str(source.data_range.filename.resolve()), source.data_range.offset)
+            vars(lazy).get("taken", lambda: None)()
             mapped = LazyTorchTensor.to_eager(lazy.in_rows)
             self.mapped, self.whole, self.held = mapped.reshape(-1, self.columns), None, 0
         else:

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import sha256
 
-from cloudft.errors import BudgetError, Busy, CloudftError, ConfigError, ProviderError, StoreError
+from cloudft.errors import (
+    BudgetError,
+    Busy,
+    CloudftError,
+    ConfigError,
+    IntegrityError,
+    ProviderError,
+    StoreError,
+)
 from infra.provider import open_provider
 from infra.store import Store, open_store, probe
-from jobs.spec import Data, FileRef, RunSpec
-from local.base import base_folder, lock_base
-from local.build_image import check_image
+from jobs.spec import RunSpec
+from jobs.ticket import AUDIT
+from local.base import base_folder
+from local.build_image import check_image, read_lock
 from local.config import Config, Wanted, load_config
-from local.data import Facts, Row, describe, load_rows
-from local.estimate import count_parameters
+from local.draft import Draft, draft
 from local.files import write_json
-from local.hyperparameters import resolve_stage
+from local.image_there import build_there, may_build
 from local.lifecycle import Begin, CancelAsked
 from local.manual import start_command
+from local.preview import Preview, preview
 from local.progress import Progress
 from local.project import Project, RunFolder
-from local.quote import Quote, quote, spent_this_month
-from local.records import RunRecord, locked, read_record, run_prefix, write_record
+from local.quote import Quote, quote, spent_this_month, wishes_of
+from local.records import ImageBuild, RunRecord, locked, read_record, run_prefix, write_record
+from local.runlock import make_lock, write_lock
 from local.session import Session, open_session, store_settings, submit_lock
-from local.split import Split, split, write_rows
-from local.task import Task, load_task
+from local.split import write_rows
 from local.tickets import base_input, input_key
-
-TRAIN_FILE = "train.jsonl"
+from local.tracking import check_tracking
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Submitted:
     spec: RunSpec
     record: RunRecord
     quote: Quote
+    preview: Preview
     notes: tuple[str, ...] = ()
     # To be typed on the machine, where the provider is manual.
     command: str | None = None
@@ -59,31 +66,57 @@ def submit(project: Project, wanted: Wanted, progress: Progress, agree: Callable
             is started; or the provider's refusal.
     """
     config = wanted.applied_to(load_config(project.config_file))
+    return launch(project, config, progress, agree, lambda: draft(project, config, progress))
+
+
+def launch(
+    project: Project,
+    config: Config,
+    progress: Progress,
+    agree: Callable[[Quote], None],
+    drafting: Callable[[], Draft],
+) -> Submitted:
+    """Start the run that ``drafting`` gives, where and within the budget that ``config`` says.
+
+    Raises:
+        CloudftError: as ``submit``, and whatever ``drafting`` raises, before anything is rented.
+    """
+    if config.rents:
+        # Said at once, not after data and base were looked at.
+        wishes_of(config)
     with submit_lock(project):
-        _refuse_second(project)
+        _refuse_second(project, progress)
         _refuse_mismatch(config)
         if note := check_image(project, config):
             progress("image", note=note)
-        provider = open_provider(config.provider, project.state)
-        provider.check()
-        store = open_store(store_settings(config.store_config()), project.root)
-        drafted = draft(project, config, progress)
-        spec = drafted.spec
+        with _nothing_begun():
+            provider = open_provider(config.provider, project.state)
+            provider.check()
+            store = open_store(store_settings(config.store_config()), project.root)
+        drafted = drafting()
+        unknown = check_tracking(project, config, drafted.spec.tracking)
+        seen = preview(project, drafted, progress)
         progress("quote")
-        quoted = quote(provider, config, spec, spent_this_month(project))
+        spent = spent_this_month(project) if config.monthly_budget is not None else 0.0
+        quoted = quote(provider, config, seen.work, spent)
         agree(quoted)
-        run = _write_run(project, config, drafted)
-        try:
-            _plan(run, quoted)
+        with _nothing_begun():
+            # Before an image is built, which takes minutes.
             progress("check the store")
-            probe(store, run_prefix(run.run_id), time.time() + 60)
-            session = open_session(project, run)
-            _upload(session, spec, progress)
-        except BaseException as exc:
+            probe(store, run_prefix(drafted.spec.run_id), time.time() + 60)
+        built = build_there(project, config, quoted.ahead, progress) if quoted.ahead else None
+        if built:
+            drafted = replace(drafted, spec=drafted.spec.model_copy(update={"image": built.image}))
+        spec = drafted.spec
+        run = write_run(project, config, drafted, seen, built)
+        try:
+            with _nothing_begun():
+                _plan(run, quoted)
+                session = open_session(project, run)
+                _upload(session, spec, progress)
+        except BaseException:
             # Nothing is rented yet, so nothing needs to be kept: the next submit starts clean.
             _forget(store, run)
-            if isinstance(exc, CloudftError):
-                exc.effect = "nothing was rented, and no run was made"
             raise
         progress("start the machine")
         waiting = replace(session, may_rent=True, waiting=lambda what, note: progress(what, note=note))
@@ -95,7 +128,7 @@ def submit(project: Project, wanted: Wanted, progress: Progress, agree: Callable
                 hint="see what was tried:  cloudft status",
             )
         command = start_command(session) if config.provider == "manual" else None
-        return Submitted(run, spec, record, quoted, drafted.notes, command)
+        return Submitted(run, spec, record, quoted, seen, (*drafted.notes, *seen.notes, *unknown), command)
 
 
 def _begin(session: Session) -> RunRecord:
@@ -106,6 +139,16 @@ def _begin(session: Session) -> RunRecord:
         # Written down first; a machine that cannot be ended now is ended by the next look.
         with contextlib.suppress(CloudftError):
             session.apply(CancelAsked(at_once=True))
+        raise
+
+
+@contextlib.contextmanager
+def _nothing_begun() -> Iterator[None]:
+    """What goes wrong here leaves neither a machine nor a run, whatever the one that says it knows of that."""
+    try:
+        yield
+    except CloudftError as exc:
+        exc.effect = "nothing was rented, and no run was made"
         raise
 
 
@@ -124,10 +167,15 @@ def _plan(run: RunFolder, quoted: Quote) -> None:
         write_record(run, record, "quote", offers=[f"{o.name} ${o.rate_usd:.2f}/h" for o in quoted.plan])
 
 
-def _refuse_second(project: Project) -> None:
+def _refuse_second(project: Project, progress: Progress) -> None:
     for run_id in project.run_ids():
-        # An ended run's store and provider may be gone for long, and need not answer.
-        if read_record(project.run(run_id)).ended:
+        try:
+            # An ended run's store and provider may be gone for long, and need not answer.
+            if read_record(project.run(run_id)).ended:
+                continue
+        except IntegrityError as exc:
+            # Whatever it rented keeps its own deadline, and is found without a record.
+            progress(f"run {run_id}", note=f"{exc.what}; whether a machine of it runs:  cloudft reap --dry-run")
             continue
         session = open_session(project, project.run(run_id))
         # This submit holds the lock, so no other can be in the middle of one.
@@ -144,7 +192,7 @@ def _refuse_mismatch(config: Config) -> None:
     """A container or a rented machine needs an image, and cannot see this computer's folders; money needs a cap."""
     if config.provider == "local":
         return
-    if config.image is None and config.provider != "manual":
+    if config.image is None and config.provider != "manual" and not may_build(config):
         raise ConfigError(
             f"image: provider {config.provider} needs a training image",
             effect="nothing was started",
@@ -166,84 +214,28 @@ def _refuse_mismatch(config: Config) -> None:
         raise BudgetError(
             f"provider {config.provider} costs money, and no budget is set",
             effect="nothing was rented",
-            hint="say how much the run may cost:  cloudft submit --budget 5",
+            hint="say how much the run may cost, such as:  --budget 5    or set budget in cloudft.yaml",
         )
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A checked run before it exists: its spec, and the rows and the task that are written beside it."""
-
-    spec: RunSpec
-    parts: Split
-    task: Task
-    notes: tuple[str, ...] = ()
-
-
-def draft(project: Project, config: Config, progress: Progress) -> Draft:
-    """Check data, task and base, and freeze what they say into a spec. Writes nothing.
-
-    Raises:
-        ConfigError, DataError, NotFound, ProviderError: what is wrong with any of them.
-    """
-    progress("check the data")
-    task = load_task(config.task, project.root)
-    rows = load_rows(project.root / config.data.path)
-    facts = describe(rows)
-    holdout = config.data.holdout
-    parts = split(rows, project.root / holdout if isinstance(holdout, str) else holdout, config.data.seed)
-    template = _template(project, config)
-    progress("lock the base")
-    train, held = _as_bytes(parts.train), _as_bytes(parts.holdout)
-    base = lock_base(config.base, config.revision, project.root)
-    spec = RunSpec(
-        run_id=new_run_id(project),
-        project=config.project,
-        base=base.model_copy(update={"parameters": count_parameters(base, project.root)}),
-        data=Data(
-            train=FileRef(path=TRAIN_FILE, sha256=sha256(train).hexdigest(), bytes=len(train)),
-            train_rows=len(parts.train),
-            holdout_sha256=sha256(held).hexdigest(),
-            holdout_rows=len(parts.holdout),
-            split_seed=config.data.seed,
-        ),
-        template=template,
-        stages=(resolve_stage(config.train, sum(row.answers for row in parts.train), longest=facts.longest),),
-        image=config.image if config.provider != "local" else None,
-        machine=config.machine_spec(),
-        budget_usd=config.budget if config.rents else None,
-        max_hours=config.max_hours,
-        seed=config.train.seed,
-    )
-    return Draft(spec, parts, task, _notes(facts, parts))
-
-
-def _notes(facts: Facts, parts: Split) -> tuple[str, ...]:
-    """What a person should know of the data before money is spent on it."""
-    notes = {
-        f"{parts.duplicates} rows stand there more than once; each was used once": parts.duplicates,
-        f"{parts.contaminated} rows ask what the hold-out asks, and were left out of training": parts.contaminated,
-        f"{facts.conflicts} questions have several different answers; the model cannot learn both": facts.conflicts,
-    }
-    return tuple(note for note, count in notes.items() if count)
-
-
-def _as_bytes(rows: Iterable[Row]) -> bytes:
-    """What ``write_rows`` will write."""
-    return b"".join(row.canonical().encode() + b"\n" for row in rows)
-
-
-def _write_run(project: Project, config: Config, drafted: Draft) -> RunFolder:
+def write_run(
+    project: Project, config: Config, drafted: Draft, seen: Preview, built: ImageBuild | None = None
+) -> RunFolder:
     """The run's folder: whole, or not at all."""
     spec = drafted.spec
     building = project.runs / f".new-{spec.run_id}"
     building.mkdir(parents=True)
     try:
         folder = RunFolder(building)
-        write_rows(folder.train_data, drafted.parts.train)
-        write_rows(folder.holdout, drafted.parts.holdout)
+        for name, rows in drafted.files.items():
+            write_rows(folder.root / name, rows)
         folder.spec.write_bytes(spec.canonical())
         write_json(folder.task, drafted.task.model_dump(mode="json"))
+        if seen.audit.audit is not None:
+            write_json(folder.root / AUDIT, seen.audit.audit.as_dict())
+        image = read_lock(project)
+        contents = image.contents if image is not None and image.image == spec.image else None
+        write_lock(folder, make_lock(folder, spec, config.provider, drafted.source, contents))
         record = RunRecord(
             run_id=spec.run_id,
             project=config.project,
@@ -253,6 +245,7 @@ def _write_run(project: Project, config: Config, drafted: Draft) -> RunFolder:
             spec_sha256=spec.sha256(),
             max_hours=config.max_hours,
             boot_seconds=config.boot_minutes * 60,
+            build=built,
         )
         write_record(folder, record, "submit")
         building.rename(project.runs / spec.run_id)
@@ -262,33 +255,9 @@ def _write_run(project: Project, config: Config, drafted: Draft) -> RunFolder:
     return project.run(spec.run_id)
 
 
-def new_run_id(project: Project) -> str:
-    """Sorts by time, and is short enough to be typed: ``20261120-094501-3f9a``.
-
-    It sorts behind every run of the project, also one of this very second: the last one is what commands mean.
-    """
-    while True:
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-        if run_id > max(project.run_ids(), default=""):
-            return run_id
-        time.sleep(0.1)
-
-
-def _template(project: Project, config: Config) -> str | None:
-    if config.train.template is None:
-        return None
-    path = project.root / config.train.template
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(
-            f"train.template: {path} cannot be read: {exc.strerror}", effect="nothing was started"
-        ) from exc
-
-
 def _upload(session: Session, spec: RunSpec, progress: Progress) -> None:
     folder = base_folder(spec.base.id, session.project.root)
-    sources = {spec.data.train.path: session.run.train_data}
+    sources = {file.path: session.run.root / file.path for file in spec.data_files()}
     sources |= {base_input(f.path): folder / f.path for f in spec.base.files}
     total = sum(path.stat().st_size for path in sources.values())
     done = 0

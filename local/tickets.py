@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from infra.gpus import find_gpu
 from infra.offers import Offer
 from infra.provider import Order
 from infra.store import Store
+from jobs.pieces import piece_names
 from jobs.spec import RunSpec
-from jobs.ticket import ATTEMPT_OUTPUTS, RUN_OUTPUTS, STOP, Input, Output, Ticket
+from jobs.ticket import ADAPTER, ATTEMPT_OUTPUTS, RUN_OUTPUTS, SLOTS, STOP, Input, Output, Ticket
 from local.records import Attempt, attempt_prefix, run_prefix
 
 # URLs outlive the deadline by a little, so that clocks that differ do not lose a result.
 URL_GRACE = 900.0
 # Share of the time, and bounds in seconds, that are kept to save, upload and verify.
 RESERVE_SHARE, RESERVE_LEAST, RESERVE_MOST = 0.1, 5.0, 600.0
+
+# An object takes one request, and S3 takes 5 GB in one.
+PIECE_BYTES = 4_000_000_000
+# A full fine-tune's bytes for each weight: 16 bits of the result; of a checkpoint the weight, the optimiser's two
+# averages and what the stage began with, in 32 bits each.
+RESULT_BYTES, CHECKPOINT_BYTES = 2, 16
+UNKNOWN_PARAMETERS = 8_000_000_000
 
 
 def save_reserve(seconds: float) -> float:
@@ -38,13 +48,22 @@ def make_ticket(store: Store, spec: RunSpec, attempt: Attempt, heartbeat_every: 
     def output(key: str) -> Output:
         return Output(put=store.url_to_put(key, until), get=store.url_to_get(key, until))
 
-    files = {spec.data.train.path: spec.data.train} | {base_input(f.path): f for f in spec.base.files}
+    files = {f.path: f for f in spec.data_files()} | {base_input(f.path): f for f in spec.base.files}
     inputs = tuple(
         Input(path, store.url_to_get(input_key(spec.run_id, path), until), f.sha256, f.bytes)
         for path, f in files.items()
     )
-    outputs = {name: output(f"{prefix}/{name}") for name in ATTEMPT_OUTPUTS}
-    outputs |= {name: output(f"{run_prefix(spec.run_id)}/{name}") for name in RUN_OUTPUTS}
+    pieces = _pieces(spec)
+    outputs = {
+        piece: output(f"{prefix}/{piece}")
+        for name in ATTEMPT_OUTPUTS
+        for piece in (pieces(name, RESULT_BYTES) if name == ADAPTER else [name])
+    }
+    outputs |= {
+        piece: output(f"{run_prefix(spec.run_id)}/{piece}")
+        for name in RUN_OUTPUTS
+        for piece in (pieces(name, CHECKPOINT_BYTES) if name in SLOTS else [name])
+    }
     return Ticket(
         run_id=spec.run_id,
         attempt=attempt.number,
@@ -57,7 +76,21 @@ def make_ticket(store: Store, spec: RunSpec, attempt: Attempt, heartbeat_every: 
         outputs=outputs,
         stop=store.url_to_get(f"{prefix}/{STOP}", until),
         rented=attempt.offer.rate_usd > 0,
+        gpus=attempt.offer.count,
+        followed=attempt.as_long_as_may_be,
+        piece_bytes=PIECE_BYTES,
     )
+
+
+def _pieces(spec: RunSpec) -> Callable[[str, int], list[str]]:
+    """How many objects a file of so many bytes a weight may need, by their names. An adapter's are one each."""
+    parameters = 0 if spec.method != "full" else spec.base.parameters or UNKNOWN_PARAMETERS
+
+    def names(name: str, weight_bytes: int) -> list[str]:
+        # One more: tokenizer, configuration, and what else is in a tar.
+        return piece_names(name, parameters * weight_bytes + (PIECE_BYTES if parameters else 0), PIECE_BYTES)
+
+    return names
 
 
 def put_ticket(store: Store, ticket: Ticket) -> str:
@@ -80,6 +113,7 @@ def make_order(spec: RunSpec, attempt: Attempt, ticket_url: str) -> Order:
         stock="unknown",
         cloud=planned.cloud,
         spot=planned.spot,
+        memory_gib=planned.memory_gib,
     )
     machine = spec.machine
     return Order(

@@ -35,6 +35,10 @@ SUBSET = ("conversion/", "gguf-py/gguf/", "convert_lora_to_gguf.py", "LICENSE")
 PREFIX = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 
 INSTALL = "pip install 'cloudft[local]'"
+OFFLINE = (
+    "connect this computer once, then:  cloudft toolchain install"
+    "    or bring the archive:  cloudft toolchain install --sdist FILE"
+)
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ def _download(folder: Path) -> Path:
             )
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with code {done.returncode}"
-        raise _unavailable(f"pip could not fetch it: {reason}", "connect this computer once, then try again")
+        raise _unavailable(f"pip could not fetch it: {reason}", OFFLINE)
     return archives[0]
 
 

@@ -17,13 +17,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from cloudft.errors import VerifyError
+from jobs.rendering import served_template
 from local import divergence
 from local.progress import Progress, silent
-from local.worker import run_worker
+from local.served_template import of_servers, render
+from local.worker import UNCHANGED, run_worker
 
 Messages = list[dict[str, str]]
 Predict = Callable[[list[list[int]]], Any]  # rows of token ids → logits (tokens, vocabulary)
 
+PROMPTS = 4  # of the run's own rows, that a server is asked about
 REFERENCE_TOKENS = 192  # compared with the 16-bit merge; enough to see a broken file, seconds on a large model
 
 # Looked at beside the run's own rows, which may all be in one script. Composed characters only: some tokenizers compose
@@ -36,6 +39,14 @@ ODD_TEXTS = (
     "  two  spaces, a tab\tand   1234567890 3.14159e-10 $%^&*()",
     "I'm you're we'll they'd I'M YOU'RE",
 )
+
+
+class TooFar(VerifyError):
+    """A file diverges more than its type may. ``rows`` are the tokens it was compared on, ``lost`` nats per token."""
+
+    def __init__(self, what: str, rows: list[list[int]], lost: float) -> None:
+        super().__init__(what, effect=UNCHANGED)
+        self.rows, self.lost = rows, lost
 
 
 class Verification(BaseModel):
@@ -102,19 +113,24 @@ def inspect(
     reference: str | Predict | None,
     architecture: str | None,
     progress: Progress,
+    served: str | None = None,
     types: dict[str, str] | None = None,
     kind: str | None = None,
     limit: float | None = None,
-    explain: Callable[[list[list[int]], float], str] | None = None,
 ) -> dict[str, Any]:
     """``verify_gguf`` from inside the child process; returns the fields of a ``Verification``.
 
     Args:
         reference: the 16-bit model to measure the loss against: a GGUF file, or what predicts.
+        served: the template that the file was given, which renders in servers as ``template`` did in training; None:
+            ``template`` itself.
         types: tensor name → type, as planned.
         kind: type of the file, which decides what it may lose; None: the loss is measured only.
         limit: what it may lose instead, in nats per token.
-        explain: called with the rows and the divergence when that is too much; says where it was lost.
+
+    Raises:
+        TooFar: it lost more.
+        VerifyError: as ``verify_gguf``.
     """
     progress("verify", 0, 4, "checks", "load")
     from transformers import AutoTokenizer
@@ -126,7 +142,7 @@ def inspect(
     if architecture and found != architecture:
         raise VerifyError(f"{gguf}: the architecture is {found!r}, but the base is {architecture!r}")
     template = template or _own_template(trained)
-    _same_template(model, template)
+    _same_template(model, served or template)
     progress("verify", 1, 4, "checks", "template and tokens")
     rows = samples + odd_conversations(trained)
     ids = [_same_tokens(model, trained, template, row) for row in rows] if template else []
@@ -146,21 +162,18 @@ def inspect(
     if kind is not None and result.get("kl_divergence") is not None:
         result["kl_limit"] = limit if limit is not None else divergence.limit_of(kind)
         if result["kl_divergence"] > result["kl_limit"]:
-            raise _too_far(kind, result, explain(compared, result["kl_divergence"]) if explain else "")
+            raise _too_far(kind, result, compared)
     progress("verify", 4, 4, "checks")
     return Verification.model_validate(result).model_dump()
 
 
-def _too_far(kind: str, found: dict[str, Any], where: str) -> VerifyError:
-    better = divergence.finer(kind)
-    return VerifyError(
+def _too_far(kind: str, found: dict[str, Any], rows: list[list[int]]) -> TooFar:
+    return TooFar(
         f"the {kind} file predicts too differently from the 16-bit merge: {found['kl_divergence']:.3f} nats per token "
         f"over {found['reference_tokens']} tokens, at most {found['kl_limit']:g} are allowed; "
-        f"{found['top1_agreement']:.0%} of the most likely tokens agree" + (f". {where}" if where else ""),
-        effect="no version was made, and what is served stays as it is",
-        hint=f"try a finer type:  cloudft quantize --type {better}"
-        if better
-        else "report this with the run's spec.json",
+        f"{found['top1_agreement']:.0%} of the most likely tokens agree",
+        rows,
+        found["kl_divergence"],
     )
 
 
@@ -180,7 +193,7 @@ def _planned_types(gguf: str, types: dict[str, str] | None) -> dict[str, int]:
 
 def _same_template(model: Any, template: str | None) -> None:
     served = model.metadata.get("tokenizer.chat_template")
-    if template is not None and served != template:
+    if template is not None and served != served_template(template):
         raise VerifyError(
             "the chat template in the file is not the trained one"
             if served
@@ -196,6 +209,20 @@ def odd_conversations(trained: Any) -> list[Messages]:
         [{"role": "user", "content": text}, {"role": "assistant", "content": ODD_TEXTS[i % len(ODD_TEXTS)]}]
         for i, text in enumerate(texts, 1)
     ]
+
+
+def prompts(tokenizer: Path, template: str | None, samples: list[Messages]) -> list[dict[str, Any]]:
+    """Conversations that await an answer, as ``messages``, and the token ids that training makes of them, ``ids``."""
+    from transformers import AutoTokenizer
+
+    trained: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    template = template or _own_template(trained)
+    found = []
+    for row in (*samples[:PROMPTS], *odd_conversations(trained)) if template else ():
+        messages = row[:-1] if row[-1]["role"] == "assistant" else row
+        text = trained.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+        found.append({"messages": messages, "ids": list(trained(text, add_special_tokens=False)["input_ids"])})
+    return found
 
 
 def _own_template(tokenizer: Any) -> str | None:
@@ -246,27 +273,49 @@ def _weights_stay_mapped() -> Iterator[None]:
 
 def _same_tokens(model: Any, trained: Any, template: str, messages: Messages) -> list[int]:
     """The token ids of a conversation, which must be the same in training and in serving, prompt and whole."""
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
     ids: list[int] = []
     ends_answered = bool(messages) and messages[-1]["role"] == "assistant"
     views = [(messages[:-1], True), (messages, False)] if ends_answered else [(messages, True)]
     for part, prompt in views:
         text = trained.apply_chat_template(part, chat_template=template, tokenize=False, add_generation_prompt=prompt)
-        served = Jinja2ChatFormatter(
-            model.metadata["tokenizer.chat_template"],
-            eos_token=trained.eos_token or "",
-            bos_token=trained.bos_token or "",
-            add_generation_prompt=prompt,
-        )(messages=part).prompt
-        if served != text:
-            at = next((i for i, (a, b) in enumerate(zip(served, text, strict=False)) if a != b), 0)
-            raise VerifyError(
-                f"the chat template renders differently when served, from character {at}: "
-                f"{served[at : at + 40]!r} instead of {text[at : at + 40]!r}"
-            )
+        for variables in of_servers(*_ends_of_text(model)):
+            _same_text(render(model.metadata["tokenizer.chat_template"], part, variables, prompt=prompt), text)
         ids = _same_ids(model, trained, text)
+        if prompt:
+            _refuse_added(model, trained, text, ids)
     return ids
+
+
+def _same_text(served: str, text: str) -> None:
+    if served != text:
+        pairs = zip(served, text, strict=False)
+        at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(served), len(text)))
+        raise VerifyError(
+            f"the chat template renders differently when served, from character {at}: "
+            f"{served[at : at + 40]!r} instead of {text[at : at + 40]!r}"
+        )
+
+
+def _ends_of_text(model: Any) -> tuple[str, str]:
+    """The tokens that begin and end a text, as the file's servers give them to the template."""
+    tokens = (model.token_bos(), model.token_eos())
+    first, last = (str(model._model.token_get_text(token)) if token >= 0 else "" for token in tokens)
+    return first, last
+
+
+def _refuse_added(model: Any, trained: Any, text: str, ids: list[int]) -> None:
+    """llama-server leaves it to the file whether a prompt gets a first and a last token of its own."""
+    from llama_cpp import llama_cpp
+
+    first, _ = _ends_of_text(model)
+    if llama_cpp.llama_vocab_get_add_bos(model._model.vocab) and first:
+        text = text.removeprefix(first)
+    got = model.tokenize(text.encode(), add_bos=True, special=True)
+    for added, where, rest in ((got[:1], "begin", got[1:]), (got[-1:], "end", got[:-1])):
+        if rest == ids:
+            token = model.detokenize(added, special=True).decode("utf-8", "replace")
+            raise VerifyError(f"llama-server would {where} every prompt with {token!r}, which training did not")
+    _refuse_other_ids(model, trained, ids, got)
 
 
 def _same_ids(model: Any, trained: Any, text: str) -> list[int]:

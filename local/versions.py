@@ -20,7 +20,9 @@ from local.verify import Verification
 MODEL = "model.gguf"
 MANIFEST = "manifest.json"
 TEMPLATE = "chat_template.jinja"
+PROMPTS = "prompts.json"  # conversations with the token ids that training makes of them, for a server to be asked
 BASES = "bases"
+LADDER = "ladder"  # files of 16 bits that are measured and removed
 
 
 class Manifest(BaseModel):

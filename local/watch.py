@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from cloudft.errors import ProviderError, StoreError
 from jobs.ticket import LOG
 from local.lifecycle import CancelAsked
 from local.records import RunRecord, attempt_prefix
+from local.reports import draw, learn, live_metrics
 from local.session import Session
+from local.stage_report import stages_of
 from local.versions import list_versions
 
 # Seconds between looks: quick on this computer, sparing where a look is a request to a provider and a bucket.
@@ -26,7 +29,11 @@ SAVING = ("stopping", "upload", "record")
 
 @dataclass(frozen=True)
 class View:
-    """A run at one moment. Times are epoch seconds, money dollars; None where unknown."""
+    """A run at one moment. Times are epoch seconds, money dollars; None where unknown.
+
+    ``losses``: the training's so far, in some points (``jobs.curve``); ``gpu``: how busy it is (``jobs.gpu``), {} where
+    no machine tells.
+    """
 
     run_id: str
     status: str
@@ -34,12 +41,16 @@ class View:
     provider: str
     phase: str
     progress: dict[str, Any]
+    losses: tuple[float, ...]
+    gpu: dict[str, Any]
+    evaluation: dict[str, Any]
     heartbeat_age: float | None
     deadline: float | None
     budget_usd: float | None
     spent_usd: float
     worst_case_usd: float
     billed_now: bool
+    build: dict[str, Any] | None
     attempts: tuple[dict[str, Any], ...]
     refusals: tuple[str, ...]
     survives: str
@@ -48,13 +59,21 @@ class View:
     pulled: bool
     quantized: bool
     evaluated: bool
+    # What the gate found of each stage, once the run has a result (``local.stage_report``).
+    stages: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the training so far, prompts included, padding not."""
+        seconds, tokens = self.progress.get("elapsed_s"), self.progress.get("tokens")
+        return tokens / seconds if seconds and tokens else None
 
     @property
     def ended(self) -> bool:
         return self.status not in ("submitting", "running")
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
 
 
 def look(session: Session) -> View:
@@ -71,20 +90,25 @@ def look(session: Session) -> View:
         provider=record.provider,
         phase=record.status if record.ended else str(beat.get("phase") or "boot"),
         progress=progress,
+        losses=tuple(beat.get("losses") or ()),
+        gpu=beat.get("gpu") or {},
+        evaluation=beat.get("evaluation") or {},
         heartbeat_age=None if record.ended or "at" not in beat else time.time() - beat["at"],
         deadline=record.attempt.deadline if record.attempts else None,
         budget_usd=record.budget_usd,
         spent_usd=record.spent(time.time()),
         worst_case_usd=record.worst_case(),
         billed_now=billed_now(record),
+        build=record.build.model_dump(mode="json") if record.build else None,
         attempts=tuple(a.model_dump(mode="json") for a in record.attempts),
         refusals=record.refusals,
-        survives=_survives(session, record, progress, kept),
+        survives=_survives(session, record, beat, kept),
         checkpoint_step=int(kept.get("step", 0)),
         checkpoint_age=time.time() - kept["at"] if "at" in kept else None,
         pulled=session.run.adapter.is_dir(),
         quantized=any(v.manifest.run_id == record.run_id for v in list_versions(session.project)),
         evaluated=session.run.evaluation.is_file(),
+        stages=tuple(dict(stage) for stage in stages_of(session.result() if record.ended else None)),
     )
 
 
@@ -93,12 +117,15 @@ def billed_now(record: RunRecord) -> bool:
     return any(a.state not in ("gone", "refused") and a.charge.rate_usd > 0 for a in record.attempts)
 
 
-def _survives(session: Session, record: RunRecord, progress: dict[str, Any], kept: dict[str, Any]) -> str:
-    """What is left if the run stops at this moment, and if its machine is lost."""
+def _survives(session: Session, record: RunRecord, beat: dict[str, Any], kept: dict[str, Any]) -> str:
+    """What is left if the run stops at this moment, and if its machine is lost. ``beat``: the last heartbeat."""
     if session.run.adapter.is_dir():
         return "the adapter is on this computer"
-    if record.ended and session.result() is not None:
-        return "the adapter is in the store"
+    if record.ended and (result := session.result()) is not None:
+        step = result.get("adapter_step")
+        return f"the adapter{f' of step {step}' if step else ''} is in the store"
+    if record.ended and not (kept or beat or any(attempt.heartbeat for attempt in record.attempts)):
+        return "nothing was trained"
     if record.ended:
         left = f"the checkpoint of step {kept['step']}, the log and the metrics" if kept else "the log and the metrics"
         return f"{left} are in the store; there is no adapter"
@@ -107,8 +134,11 @@ def _survives(session: Session, record: RunRecord, progress: dict[str, Any], kep
         lost = f"if the machine is lost now, the checkpoint of step {kept['step']}, {age} old, is in the store"
     else:
         lost = "if the machine is lost now, nothing is left of it: no checkpoint is in the store yet"
-    if progress.get("step"):
-        return f"a stop saves the adapter of the {progress['step']} steps done so far; {lost}"
+    done = (beat.get("progress") or {}).get("step")
+    if best := (beat.get("evaluation") or {}).get("best_step"):
+        return f"a stop saves the best adapter so far, now that of step {best}; {lost}"
+    if done:
+        return f"a stop saves the adapter of the {done} steps done so far; {lost}"
     return lost if kept else "nothing is trained yet"
 
 
@@ -131,12 +161,27 @@ def follow(session: Session) -> Iterator[View]:
             silent = 0
             yield view
             if view.ended:
+                _keep_what_it_taught(session)
                 return
         except (StoreError, ProviderError):
             silent += 1
             if silent >= PATIENCE:
                 raise
         time.sleep(POLL_FREE if session.record().budget_usd is None else POLL_RENTED)
+
+
+def draw_loss(session: Session) -> Path | None:
+    """The picture of the loss so far in the run's folder, or None where there is nothing to draw yet."""
+    record = session.record()
+    return draw(session, record, live_metrics(session, record))
+
+
+def _keep_what_it_taught(session: Session) -> None:
+    """Its loss as a picture, and its speed for the next estimate."""
+    record = session.record()
+    draw(session, record, live_metrics(session, record))
+    told = session.result() or (session.heartbeat(record) if record.attempts else {})
+    learn(session, record, told)
 
 
 def log_lines(session: Session, follow_log: bool = False) -> Iterator[str]:

@@ -6,6 +6,7 @@ their ticket and write their outcome through the ticket's own URLs, and end thei
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -392,7 +393,7 @@ class Life:
             created_at=self.rented.clock.now(),
             provider=self.rented.name,
             store=StoreConfig(url="./store"),
-            spec_sha256="0" * 64,
+            spec_sha256=hashlib.sha256(SPEC.encode()).hexdigest(),
             budget_usd=self.budget,
             plan=self.rented.plan(),
         )
@@ -414,6 +415,8 @@ class Life:
 
     def begin(self) -> None:
         self._try(lambda: self.session.apply(Begin()))
+        # Whatever goes wrong, there is an order, or a doubt about one: a life in which nothing happens proves nothing.
+        assert not self.session.record().ended, self.session.record().reason
 
     def cancel(self, at_once: bool) -> None:
         self._try(lambda: self.session.apply(CancelAsked(at_once)))

@@ -167,6 +167,22 @@ def test_a_lost_reply_is_really_lost_and_one_machine_is_rented(kind: Any, fault:
         assert rented.billed() <= 1.0
 
 
+def test_a_machine_that_turns_up_after_a_cancel_finds_that_it_is_not_wanted(kind: Any, tmp_path: Path) -> None:
+    """Its create was still on its way when it was told to end, so nobody could see it; and nobody looks again."""
+    with kind(supervised=True, trains_for=1e6) as rented:
+        life = Life(rented, tmp_path, 2.0, client=True, reaper=False)
+        rented.break_next_create("drop_reply")
+        life.begin()
+        assert life.session.record().attempt.state == "doubtful"
+        life.session.provider.terminate = lambda name, machine_id=None: None  # type: ignore[method-assign]
+        life.cancel(at_once=True)
+        life.client = False
+        assert rented.live()
+        life.advance(600)
+        assert rented.live() == []
+        assert rented.billed() < 0.2
+
+
 def test_a_known_machine_is_read_by_its_id_when_the_list_does_not_show_it(kind: Any, tmp_path: Path) -> None:
     with kind(supervised=True, trains_for=3600) as rented:
         life = Life(rented, tmp_path, 2.0, client=True, reaper=False)
@@ -297,7 +313,7 @@ def test_a_run_of_more_than_a_day_is_split_at_modal_and_goes_on(
 
 def test_without_modals_own_deadline_the_bill_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the test, for Modal: with a timeout of a day and no layer, the ledger passes the budget."""
-    monkeypatch.setattr("infra.provider_modal._timeout", lambda order, now: 86400)
+    monkeypatch.setattr("infra.modal_order._timeout", lambda order, now: 86400)
     with RentedModal(supervised=False, trains_for=1e6) as rented:
         life = Life(rented, tmp_path, 0.3, client=True, reaper=False)
         life.begin()

@@ -20,9 +20,12 @@ import pytest
 import yaml
 
 from local.demo_project import write_demo_project
+from local.files import sha256_file
 from local.progress import silent
 from local.project import Project
 from local.scaffold import write_serving_files
+from tests.local.evaluation.recompute import assert_recomputed
+from tests.local.report import recount
 from tests.services.compose import Compose
 from tests.services.host import free_port
 from tests.services.s3 import S3Server
@@ -45,7 +48,7 @@ def cloudft(project: Project, *args: str, code: int = 0) -> dict[str, Any]:
         env=os.environ | {"PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == code, f"cloudft {args}: {done.stdout}\n{done.stderr}"
     said: dict[str, Any] = json.loads((done.stdout if code == 0 else done.stderr).splitlines()[-1])
@@ -69,10 +72,42 @@ def assert_better(project: Project, found: dict[str, Any]) -> None:
     run = project.pick_run(None)
     written = json.loads(run.evaluation.read_text())
     assert (written["n"], written["before"], written["after"]) == (found["n"], found["before"], found["after"])
-    assert "exact_match" in (run.root / "results_before_after.md").read_text()
+    schema = json.loads(run.task.read_text())["json_schema"]
+    assert_recomputed(run)
+    assert found["verdict"]["sentence"].startswith("better, ")
+    # Every number of the report that came with it, counted again from the raw answers.
+    recount.hold_against(run.root, (run.report / "report.md").read_text(), schema)
+    assert "<h1>Better, " in (run.report / "report.html").read_text()
+
+
+def assert_repeatable(project: Project) -> None:
+    """The run again, from its lock: through to the same bytes and the same numbers."""
+    old = project.pick_run(None)
+    # The user's own data file has moved on since; the run's own copy is what counts.
+    data = project.root / "data" / "tickets.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:200]))
+    said = cloudft(project, "reproduce", old.run_id)
+    assert (said["of"], said["differences"]) == (old.run_id, [])
+    new = project.run(said["run_id"])
+    assert new.run_id > old.run_id
+    assert "both adapters have the same bytes" in said["diff"]["notes"]
+    # The served file holds its run's name; all else is the same, every number of the evaluation included.
+    assert [said["diff"][section] for section in ("data", "config", "code")] == [{}, {}, {}]
+    assert set(said["diff"]["numbers"]) <= {"Q4_K_M file sha256"}, said["diff"]
+    for name in ("train.jsonl", "holdout.jsonl", "task.json", "adapter/adapter_model.safetensors"):
+        assert sha256_file(new.root / name) == sha256_file(old.root / name), name
+    lock = json.loads(new.run_lock.read_text())
+    assert lock["spec"]["run_id"] == lock["run_id"] == new.run_id
+    assert lock["trained"]["files"]["adapter_model.safetensors"] == sha256_file(
+        new.adapter / "adapter_model.safetensors"
+    )
+    assert {"Python", "torch", "transformers", "trl", "peft"} <= set(lock["trained"]["versions"])
+    [made] = lock["made"]
+    assert made["gguf_sha256"] == sha256_file(project.current_model / "model.gguf")
 
 
 @pytest.mark.train
+@pytest.mark.timeout(900)  # two runs, from the training to the report
 def test_a_closed_terminal_loses_nothing(project: Project) -> None:
     """Submit, kill the terminal during training, look, pull, quantise, evaluate."""
     terminal = subprocess.Popen(
@@ -105,6 +140,7 @@ def test_a_closed_terminal_loses_nothing(project: Project) -> None:
     quantized = cloudft(project, "quantize")
     assert (project.models / "current").resolve().name == quantized["version"]
     assert_better(project, cloudft(project, "eval"))
+    assert_repeatable(project)
 
 
 @pytest.mark.train

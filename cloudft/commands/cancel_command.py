@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cloudft.commands.common import cloudft_command, if_interrupted, open_run, run_argument
 from cloudft.commands.status_command import describe, next_after
 from cloudft.output import Output
+
+if TYPE_CHECKING:
+    from local.watch import View
 
 
 @cloudft_command("cancel")
@@ -26,6 +30,13 @@ def command(run_id: str | None, out: Output, directory: Path, at_once: bool) -> 
     )
     with asked, out.progress() as progress:
         for view in cancel(session, at_once):
-            progress("stop and save", note=view.phase)
+            progress("stop and save", note=f"{view.phase}{'' if at_once else _while_silent(view)}")
     out.result(view.as_dict(), describe(view))
     out.next_commands(*next_after(view))
+
+
+def _while_silent(view: View) -> str:
+    """What to do instead of waiting for a machine that has told nothing yet, and so has nothing to save."""
+    if view.ended or view.heartbeat_age is not None:
+        return ""
+    return "; it has told nothing yet: not to wait for it, Ctrl-C, then  cloudft cancel --now"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import click
 
 from cloudft.errors import Interrupted
 from cloudft.output import Output
+from cloudft.sparkline import sparkline
 
 if TYPE_CHECKING:
     from local.project import Project
@@ -122,22 +125,108 @@ def follow_to_end(session: Session, out: Output, may_rent: bool = False) -> View
     with goes_on(session, "no longer watching"), out.progress() as progress:
         for view in follow(session):
             now = view.progress
-            progress(view.phase, now.get("step") or 0, now.get("max_steps"), "steps", training_note(view))
+            progress(view.phase, now.get("step") or 0, now.get("max_steps"), "steps", live_note(view, _room()))
     assert view is not None
     return view
 
 
 def training_note(view: View) -> str:
-    """Step, loss and time left, in one short text."""
+    """Step, loss, speed and time left, in one short text."""
     now = view.progress
     if not now.get("step"):
         return view.reason
-    parts = [f"step {now['step']}/{now.get('max_steps', '?')}"]
-    if now.get("loss") is not None:
-        parts.append(f"loss {now['loss']:.4f}")
-    if now.get("eta_s") is not None and not view.ended:
-        parts.append(f"{duration(now['eta_s'])} left")
-    return ", ".join(parts)
+    parts = (
+        _stage(now),
+        _step(now),
+        _shortened(now),
+        _loss(now),
+        _best(view),
+        _in_pieces(now),
+        _speed(view),
+        _left(view),
+    )
+    return ", ".join(filter(None, parts))
+
+
+def _stage(now: dict[str, Any]) -> str:
+    return f"stage {now['stage']}" if now.get("stage") else ""
+
+
+def _step(now: dict[str, Any]) -> str:
+    return f"step {now['step']}/{now.get('max_steps', '?')}"
+
+
+def _shortened(now: dict[str, Any]) -> str:
+    before = now.get("shortened_from")
+    return f"shortened from {before} to {now['max_steps']} steps to fit the budget" if before else ""
+
+
+def _best(view: View) -> str:
+    told = view.evaluation
+    if not told.get("best_step"):
+        return ""
+    return f"best so far step {told['best_step']}, validation loss {told['best_loss']:.4f}"
+
+
+def _in_pieces(now: dict[str, Any]) -> str:
+    return f"micro-batches in {now['pieces']} pieces for want of memory" if now.get("pieces") else ""
+
+
+def _loss(now: dict[str, Any]) -> str:
+    return f"loss {now['loss']:.4f}" if now.get("loss") is not None else ""
+
+
+def _speed(view: View) -> str:
+    return f"{view.tokens_per_second:,.0f} tokens/s" if view.tokens_per_second is not None else ""
+
+
+def _left(view: View) -> str:
+    seconds = view.progress.get("eta_s")
+    return "" if seconds is None or view.ended else f"{duration(seconds)} left"
+
+
+def live_note(view: View, width: int | None = None) -> str:
+    """``training_note`` with what changes while one watches: the loss as bars, the money, the GPU.
+
+    What matters least is left out where it does not fit ``width`` characters; None: it always fits.
+    """
+    now = view.progress
+    if not now.get("step"):
+        return view.reason
+    bars = sparkline(view.losses, 12) if view.losses and can_draw() else ""
+    money = f"${view.spent_usd:.2f} of ${view.budget_usd:.2f}" if view.budget_usd is not None else ""
+    parts = [_step(now), _loss(now), bars, _speed(view), _left(view), money, gpu_note(view, short=True)]
+    for least in (3, 6, 2, 5, 4):
+        if width is None or len("  ".join(filter(None, parts))) <= width:
+            break
+        parts[least] = ""
+    return "  ".join(filter(None, parts))
+
+
+def _room() -> int | None:
+    """Characters for a note beside a live bar; None where there is no terminal."""
+    beside = 52  # spinner, phase, bar, clock
+    return max(shutil.get_terminal_size().columns - beside, 20) if sys.stderr.isatty() else None
+
+
+def gpu_note(view: View, short: bool = False) -> str:
+    """How busy the machine's GPU is; "" where no machine tells."""
+    told = view.gpu
+    busy, used, total = (told.get(key) for key in ("utilisation", "memory_bytes", "memory_total_bytes"))
+    if view.ended or busy is None:
+        return ""
+    if short:
+        return f"GPU {busy:.0f} %"
+    count = f"{told['cards']} x " if told.get("cards", 1) > 1 else ""
+    memory = f", {used / 1e9:.1f} of {total / 1e9:.1f} GB" if used and total else ""
+    return f"{count}{told.get('name', 'GPU')}, {busy:.0f} % busy{memory}"
+
+
+def can_draw() -> bool:
+    """Whether this terminal, or what stands in its place, takes more than ASCII."""
+    # A live bar stands in for the stream while it is drawn, and does not know its encoding.
+    known = sys.stdout.encoding or getattr(sys.__stdout__, "encoding", None) or ""
+    return known.lower().startswith("utf")
 
 
 def duration(seconds: float) -> str:

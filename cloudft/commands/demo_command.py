@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudft.commands.common import cloudft_command, if_interrupted
-from cloudft.commands.eval_command import before_after_table
+from cloudft.commands.eval_command import evaluation_text
 from cloudft.errors import CloudftError, Interrupted
 from cloudft.output import Output
 
@@ -68,20 +67,23 @@ def _run(name: str, project: Project, out: Output) -> None:
 
 def _show(project: Project, out: Output) -> None:
     from local.demo import ask_served
+    from local.evaluation.document import read_document
 
     out.note("\n$ cloudft serve")
     example = ask_served(project)
     run = project.pick_run(None)
-    found = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    table = before_after_table(found["n"], found["before"], found["after"])
-    text = f"\n{table}\n\nquestion  {example.question}\nanswer    {example.answer}   (expected: {example.expected})"
+    found = read_document(run)
+    asked = f"question  {example.question}\nanswer    {example.answer}   (expected: {example.expected})"
+    report = run.report / "report.html"
+    text = f"\n{evaluation_text(found)}\n\n{asked}\n\nreport    {report}"
     data = {
         "project": str(project.root),
         "run_id": run.run_id,
-        "n": found["n"],
-        "before": found["before"],
-        "after": found["after"],
+        "n": found.n,
+        "before": found.before,
+        "after": found.after,
         "example": {"question": example.question, "answer": example.answer, "expected": example.expected},
+        "report": str(report),
     }
     out.result(data, text)
     out.next_commands(f"cd {project.root}", "cloudft serve", "cloudft status", "cloudft init -C my-project")

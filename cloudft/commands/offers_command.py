@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +12,11 @@ import click
 
 from cloudft.commands.common import RENTERS, budget_option, cloudft_command, max_rate_option, open_project
 from cloudft.commands.quotes import quote_table
-from cloudft.errors import DataError, NotFound, ProviderError, UsageError
+from cloudft.errors import CloudftError, DataError, NotFound, ProviderError, UsageError
 from cloudft.output import Output
 
 if TYPE_CHECKING:
-    from local.config import ProviderName
+    from local.config import ProviderName, Wanted
     from local.quote import Line
 
 
@@ -37,8 +39,9 @@ def command(
     project = open_project(directory)
     from infra.provider import open_provider
     from local.config import Wanted, load_config
-    from local.quote import show_offers
-    from local.submit import draft
+    from local.draft import draft
+    from local.preview import preview
+    from local.quote import show_offers, wishes_of
 
     wanted = Wanted(provider=provider, gpu=gpu, budget=budget, spot=spot, max_rate=max_rate)
     config = wanted.applied_to(load_config(project.config_file))
@@ -48,43 +51,60 @@ def command(
             effect="it costs nothing",
             hint="cloudft offers --provider runpod",
         )
-    with out.progress() as progress:
+    wishes_of(config)
+    with out.progress() as progress, _rents_nothing():
         try:
-            spec = draft(project, config, progress).spec
+            work = preview(project, draft(project, config, progress), progress).work
         except (DataError, NotFound, ProviderError) as exc:
             # Prices can be shown without data or base; only the estimate needs them.
             out.note(f"no estimate of time and cost: {exc}")
-            spec = None
+            work = None
         progress(f"ask {config.provider}")
-        quoted = show_offers(open_provider(config.provider, project.state), config, spec)
+        quoted = show_offers(open_provider(config.provider, project.state), config, work)
     data = {
         "provider": quoted.provider,
         "rule": quoted.rule,
         "offers": [_plain(line) for line in quoted.lines],
         "unasked": [{"provider": name, "why": why} for name, why in quoted.unasked],
+        "image_build_usd": quoted.ahead.charge.committed() if quoted.ahead else None,
     }
     out.result(
         data, quote_table(quoted) or f"{config.provider} offers nothing that matches {', '.join(config.gpus)} now"
     )
     if quoted.plan:
-        out.next_commands(" ".join(_submit(provider, gpu, budget or config.budget or 5, spot)))
+        out.next_commands(" ".join(_submit(wanted, budget or config.budget or 5)))
 
 
-def _submit(provider: str | None, gpu: tuple[str, ...], budget: float, spot: bool | None) -> list[str]:
+@contextlib.contextmanager
+def _rents_nothing() -> Iterator[None]:
+    """What goes wrong here has no effect, whatever the one that says it knows of that."""
+    try:
+        yield
+    except CloudftError as exc:
+        exc.effect = "nothing was rented: this command only asks"
+        raise
+
+
+def _submit(wanted: Wanted, budget: float) -> list[str]:
     """The submit that means what was asked here."""
-    words = ["cloudft submit", *(f"--gpu {name}" for name in gpu), f"--budget {budget:g}"]
-    words += [f"--provider {provider}"] if provider else []
-    return [*words, "--spot"] if spot else words
+    words = ["cloudft submit", *(f"--gpu {name}" for name in wanted.gpu), f"--budget {budget:g}"]
+    words += [f"--provider {wanted.provider}"] if wanted.provider else []
+    words += [f"--max-rate {wanted.max_rate:g}"] if wanted.max_rate is not None else []
+    return [*words, "--spot"] if wanted.spot else words
 
 
 def _plain(line: Line) -> dict[str, object]:
     """A row of the table for a program."""
     guess = asdict(line.estimate) if line.estimate else None
+    need = asdict(line.memory) if line.memory else None
     return {
         **line.offer.model_dump(),
         "stock": line.stock,
         "latest_end": line.latest_end or None,
         "worst_case_usd": line.worst_case_usd or None,
         "estimate": guess,
+        "memory_bytes": need,
         "refusal": line.refusal,
+        "would_do": line.would_do,
+        "made_of": line.made_of,
     }

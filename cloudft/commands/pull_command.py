@@ -20,6 +20,7 @@ def command(run_id: str | None, out: Output, directory: Path, wait: bool) -> Non
     """
     from local.files import human_bytes
     from local.pull import pull
+    from local.stage_report import stage_lines
 
     session = open_run(directory, run_id)
     if wait and not session.observe().ended:
@@ -37,10 +38,12 @@ def command(run_id: str | None, out: Output, directory: Path, wait: bool) -> Non
         "complete": pulled.complete,
         "reason": pulled.reason,
         "already_here": pulled.already_here,
+        "stages": list(pulled.stages),
     }
     state = "already here and intact" if pulled.already_here else "checked"
     text = f"adapter of run {session.run.run_id}: {pulled.folder} ({human_bytes(pulled.bytes)}, {state})"
     if not pulled.complete:
         text += f"\nthe training was stopped before its end: {pulled.reason}"
+    text += "".join(f"\n  stage {line}" for line in stage_lines(pulled.stages))
     out.result(data, text)
     out.next_commands("cloudft quantize")

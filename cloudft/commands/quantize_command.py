@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from cloudft.errors import UsageError
 from cloudft.output import Output
 
 if TYPE_CHECKING:
+    from local.project import Project
     from local.versions import Version
 
 
@@ -21,56 +23,75 @@ if TYPE_CHECKING:
     "--type",
     "kinds",
     multiple=True,
-    default=["Q4_K_M"],
-    show_default=True,
-    help="Quantisation type; may be given several times, all come from one read. The first becomes the current model.",
+    metavar="TYPE",
+    help="Quantisation type, Q4_K_M if not given; may be given several times, all come from one read. "
+    "The first becomes the current model.",
 )
+@click.option("--step-up", is_flag=True, help="If a file loses too much, take the next finer type that does not.")
 @click.option("--imatrix", is_flag=True, help="Learn from the training data which weights matter.")
 @click.option("--adapter-only", is_flag=True, help="Write the adapter alone, as a LoRA GGUF file; nothing is merged.")
 @click.option(
     "--model",
     "folder",
     type=click.Path(path_type=Path),
-    help="Quantise the model in this folder, such as a full fine-tune, instead of a run's adapter.",
+    help="Quantise the model in this folder, such as a full fine-tune, instead of what a run trained.",
 )
 @click.option(
     "--max-kl",
     type=click.FloatRange(min=0),
-    help="Largest divergence from the 16-bit merge to accept, in nats per token.",
+    metavar="NATS",
+    help="Largest divergence from the 16-bit merge to accept, per token.",
 )
 def command(
     run_id: str | None,
     out: Output,
     directory: Path,
     kinds: tuple[str, ...],
+    step_up: bool,
     imatrix: bool,
     adapter_only: bool,
     folder: Path | None,
     max_kl: float | None,
 ) -> None:
     """Merge the adapter onto its 16-bit base, quantise, verify, and make it the current model."""
-    from local.quantize import quantize_adapter, quantize_model, quantize_types
+    from local.quantize import quantize_model, quantize_types
 
     if folder is not None and (run_id is not None or imatrix or adapter_only):
         raise UsageError("--model stands for a whole model: it takes no run, no --imatrix and no --adapter-only")
+    if adapter_only and (kinds or step_up or imatrix or max_kl is not None):
+        raise UsageError("--adapter-only quantises nothing: it takes no --type, --step-up, --imatrix or --max-kl")
     project = open_project(directory)
-    stopped = if_interrupted(
-        "interrupted", "nothing is half-written: the current model is the one it was", "cloudft quantize"
-    )
-    with stopped, out.progress() as progress:
+    if adapter_only:
+        _write_adapter(project, run_id, out)
+        return
+    types = kinds or ("Q4_K_M",)
+    with _stoppable(), out.progress() as progress:
         if folder is not None:
-            versions = quantize_model(project, folder, kinds, max_kl=max_kl, progress=progress)
-        elif adapter_only:
-            path = quantize_adapter(project, project.pick_run(run_id), progress=progress)
+            versions = quantize_model(
+                project, directory / folder, types, max_kl=max_kl, step_up=step_up, progress=progress
+            )
         else:
             run = project.pick_run(run_id)
-            versions = quantize_types(project, run, kinds, imatrix=imatrix, max_kl=max_kl, progress=progress)
-    if adapter_only:
-        size = path.stat().st_size
-        out.result({"adapter": str(path), "bytes": size}, f"adapter alone: {path} ({size / 1e6:.1f} MB)")
-        out.next_commands(f"llama-server --model BASE.gguf --lora {path}")
-        return
+            versions = quantize_types(
+                project, run, types, imatrix=imatrix, max_kl=max_kl, step_up=step_up, progress=progress
+            )
     _show(versions, out)
+
+
+def _stoppable() -> AbstractContextManager[None]:
+    return if_interrupted(
+        "interrupted", "nothing is half-written: the current model is the one it was", "type the same command again"
+    )
+
+
+def _write_adapter(project: Project, run_id: str | None, out: Output) -> None:
+    from local.quantize import quantize_adapter
+
+    with _stoppable(), out.progress() as progress:
+        path = quantize_adapter(project, project.pick_run(run_id), progress=progress)
+    size = path.stat().st_size
+    out.result({"adapter": str(path), "bytes": size}, f"adapter alone: {path} ({size / 1e6:.1f} MB)")
+    out.next_commands(f"llama-server --model BASE.gguf --lora {path}")
 
 
 def _show(versions: list[Version], out: Output) -> None:

@@ -27,17 +27,16 @@ def command(out: Output, directory: Path, names: tuple[str, ...], everything: bo
     Needs no project and nothing of the computer that submitted: only the account's key in the environment. Run it
     from a scheduler as the outer guard; docs/reaper.md has a recipe.
     """
-    from infra.accounts import ACCOUNTS, accounts
+    from infra.accounts import accounts, how_to_set_up
     from infra.provider import open_provider
     from local.reap import reap
 
     asked = list(names) or accounts()
     if not asked:
-        keys = " or ".join(variables[0] for variables in ACCOUNTS.values())
         raise ConfigError(
             "no provider's account is set up here, so there is nothing to ask",
             effect="machines that other computers can see were not looked for",
-            hint=f"set {keys}, or name a provider:  cloudft reap --provider docker",
+            hint=f"set {how_to_set_up()}; or name a provider:  cloudft reap --provider docker",
         )
     again = if_interrupted("interrupted", "machines not looked at yet may go on and be billed", "cloudft reap")
     with again:
@@ -60,17 +59,22 @@ def _table(sweep: Sweep, asked: list[str]) -> str:
         return ""
     if not sweep.machines:
         return f"no machine of cloudft at {', '.join(asked)}"
-    return "\n".join(_row(reaped) for reaped in sweep.machines)
+    rows = [_row(reaped) for reaped in sweep.machines]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _row(reaped: Reaped) -> str:
+def _row(reaped: Reaped) -> tuple[str, ...]:
     machine = reaped.machine
     rate = "?" if machine.rate_usd is None else f"{machine.rate_usd:.2f}"
     due = strftime("%Y-%m-%d %H:%M UTC", gmtime(reaped.deadline))
-    state = "overdue since" if reaped.overdue else "due"
     return (
-        f"{reaped.action:<9}  {machine.provider}  {reaped.run_id} attempt {reaped.attempt}  "
-        f"machine {machine.id}  ${rate}/h  {state} {due}"
+        reaped.action,
+        machine.provider,
+        f"{reaped.run_id} attempt {reaped.attempt}",
+        f"machine {machine.id}",
+        f"${rate}/h",
+        f"{'overdue since' if reaped.overdue else 'due'} {due}",
     )
 
 

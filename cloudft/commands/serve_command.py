@@ -15,7 +15,7 @@ from cloudft.errors import UsageError
 from cloudft.output import Output
 
 if TYPE_CHECKING:
-    from local.endpoint import Endpoint
+    from local.evaluation.endpoint import Endpoint
     from local.project import Project
     from local.serve import Engine
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloudft.commands.common import (
+    can_draw,
     cloudft_command,
     duration,
     follow_to_end,
+    gpu_note,
     open_project,
     open_run,
     run_argument,
@@ -19,6 +21,7 @@ from cloudft.commands.common import (
 )
 from cloudft.errors import CloudftError
 from cloudft.output import Output
+from cloudft.sparkline import sparkline
 
 if TYPE_CHECKING:
     from local.watch import View
@@ -30,14 +33,16 @@ if TYPE_CHECKING:
 @click.option("--all", "show_all", is_flag=True, help="One line for every run of this project.")
 def command(run_id: str | None, out: Output, directory: Path, follow: bool, show_all: bool) -> None:
     """Show where a run stands, what it costs and what survives if it stops now."""
-    from local.watch import look
+    from local.watch import draw_loss, look
 
     if show_all:
         _all(out, directory)
         return
     session = open_run(directory, run_id)
     view = follow_to_end(session, out) if follow else look(session)
-    out.result(view.as_dict(), describe(view))
+    picture = draw_loss(session)
+    text = describe(view) + (f"\n  picture     {picture}" if picture else "")
+    out.result({**view.as_dict(), "loss_picture": picture}, text)
     out.next_commands(*next_after(view))
 
 
@@ -60,21 +65,40 @@ def _all(out: Output, directory: Path) -> None:
 
 
 def describe(view: View) -> str:
-    """A run in six lines."""
+    """A run in some lines, and one for each stage that has ended."""
+    from local.stage_report import stage_lines
+
     state = view.status + (f" ({view.reason})" if view.reason else "")
     lines = [f"run {view.run_id}: {state}"]
     if not view.ended:
-        beat = f", last heartbeat {view.heartbeat_age:.0f} s ago" if view.heartbeat_age is not None else ""
-        lines.append(f"  phase       {view.phase}{beat}")
+        lines.append(f"  phase       {_phase(view)}")
     if view.progress.get("step"):
         lines.append(f"  training    {training_note(view)}")
+    if len(view.losses) > 1 and can_draw():
+        lines.append(f"  loss        {sparkline(view.losses)}  {view.losses[0]:.4g} → {view.losses[-1]:.4g}")
+    if busy := gpu_note(view):
+        lines.append(f"  GPU         {busy}")
+    lines += [f"  stage       {line}" for line in stage_lines(view.stages)]
     if not view.ended and view.deadline:
         lines.append(f"  ends        {strftime('%Y-%m-%d %H:%M UTC', gmtime(view.deadline))} at the latest")
     lines.append(f"  money       {money(view)}")
+    lines += [f"  image       {built_there(view.build)}"] if view.build else []
     lines += [f"  refused     {refusal}" for refusal in view.refusals]
     lines += [f"  receipt     {line}" for line in receipts(view)]
     lines.append(f"  survives    {view.survives}")
     return "\n".join(lines)
+
+
+def _phase(view: View) -> str:
+    if view.heartbeat_age is not None:
+        return f"{view.phase}, last heartbeat {view.heartbeat_age:.0f} s ago"
+    return "waits for the command to be run on a machine of yours" if view.provider == "manual" else view.phase
+
+
+def built_there(build: dict[str, Any]) -> str:
+    """The training image that a provider built for a run."""
+    usd = build["seconds"] * build["rate_usd"] / 3600
+    return f"{build['image']}, ready at {build['provider']} in {duration(build['seconds'])}, counted as ${usd:.2f}"
 
 
 def receipts(view: View) -> list[str]:
@@ -90,11 +114,16 @@ def receipts(view: View) -> list[str]:
         )
         resumed = f" from step {receipt['resumed_from']} on" if receipt["resumed_from"] else ""
         lines.append(
-            f"attempt {attempt['number']}{resumed}, {attempt['offer']['name']}, machine {receipt['machine_id']}, gone: "
+            f"attempt {attempt['number']}{resumed}, {attempt['offer']['name']}, {_machine(receipt)}, gone: "
             f"{duration(receipt['seconds'])} at ${rate:.2f}/h ({receipt['price_source']}) = ${receipt['usd']:.2f} "
             f"at most{_told(receipt)} ({told})"
         )
     return lines
+
+
+def _machine(receipt: dict[str, Any]) -> str:
+    """A machine that was never seen is counted all the same, for as long as it might have been there."""
+    return f"machine {receipt['machine_id']}" if receipt["machine_id"] else "a machine that was never seen"
 
 
 def _told(receipt: dict[str, Any]) -> str:
@@ -107,6 +136,8 @@ def _told(receipt: dict[str, Any]) -> str:
 
 def money(view: View) -> str:
     """Spent, worst case and whether it is being billed, in one line."""
+    if view.provider == "manual":
+        return "what your machine costs is not known here, and no budget holds there"
     billed = "you are being billed now" if view.billed_now else "you are not being billed"
     if view.budget_usd is None:
         return f"worst case $0.00; {billed}"
@@ -115,10 +146,13 @@ def money(view: View) -> str:
 
 
 def ended_message(view: View) -> str:
-    """One line for a run that has ended with an adapter."""
+    """One line for a run that has ended with an adapter, and one for each of its stages."""
+    from local.stage_report import stage_lines
+
     trained = training_note(view)
     reason = f" ({view.reason})" if view.reason else ""
-    return f"run {view.run_id} {view.status}{reason}{': ' + trained if trained else ''}; {view.survives}"
+    stages = "".join(f"\n  stage       {line}" for line in stage_lines(view.stages))
+    return f"run {view.run_id} {view.status}{reason}{': ' + trained if trained else ''}; {view.survives}{stages}"
 
 
 def next_after(view: View) -> tuple[str, ...]:
@@ -133,4 +167,6 @@ def next_after(view: View) -> tuple[str, ...]:
         return ("cloudft quantize",)
     if view.status in ("completed", "stopped") and "adapter" in view.survives and "no adapter" not in view.survives:
         return ("cloudft pull && cloudft quantize",)
+    if all(attempt["state"] == "refused" for attempt in view.attempts):
+        return ("cloudft offers", "cloudft submit") if view.budget_usd is not None else ("cloudft submit",)
     return ("cloudft logs", "cloudft submit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from time import gmtime, strftime
 from typing import TYPE_CHECKING
@@ -18,16 +19,19 @@ from cloudft.commands.common import (
     max_rate_option,
     open_project,
 )
-from cloudft.commands.quotes import quote_table
-from cloudft.commands.status_command import ended_message, money, next_after
+from cloudft.commands.quotes import memory_line, quote_table
+from cloudft.commands.status_command import built_there, ended_message, money, next_after
 from cloudft.errors import Interrupted, RunFailed
 from cloudft.output import Output
 
 if TYPE_CHECKING:
+    from jobs.spec import RunSpec
     from local.config import ProviderName
     from local.project import Project
     from local.quote import Quote
+    from local.session import Session
     from local.submit import Submitted
+    from local.watch import View
 
 
 @cloudft_command("submit")
@@ -58,17 +62,28 @@ def command(
     from local.submit import submit
 
     wanted = Wanted(provider=provider, gpu=gpu, budget=budget, spot=spot, max_rate=max_rate)
-    with _interruptible(project), out.progress() as progress:
-        submitted = submit(project, wanted, progress, lambda quoted: _show(quoted, out))
-    out.note(_begun(submitted))
+    with interruptible(project), out.progress() as progress:
+        submitted = submit(project, wanted, progress, lambda quoted: show_quote(quoted, out))
+    out.note(begun(submitted))
     if submitted.command is not None:
-        _hand_over(submitted, submitted.command, out)
+        hand_over(submitted, submitted.command, out)
         return
     if detach:
-        out.result({"run_id": submitted.run.run_id, "status": submitted.record.status}, submitted.run.run_id)
-        out.next_commands("cloudft status --follow", "cloudft pull")
+        data = {"run_id": submitted.run.run_id, "status": submitted.record.status, **_found(submitted)}
+        out.result(data, submitted.run.run_id)
+        out.next_commands(*_after_detach(submitted))
         return
-    session = open_session(project, submitted.run)
+    view = watch_to_success(open_session(project, submitted.run), out)
+    out.result({**view.as_dict(), **_found(submitted)}, ended_message(view))
+    out.next_commands(*next_after(view))
+
+
+def watch_to_success(session: Session, out: Output) -> View:
+    """Watch a run that was just begun to its end.
+
+    Raises:
+        RunFailed: it ended without an adapter.
+    """
     view = follow_to_end(session, out, may_rent=True)
     if view.status not in ("completed", "stopped"):
         raise RunFailed(
@@ -76,36 +91,71 @@ def command(
             effect=f"{money(view)}; {view.survives}",
             hint="see why:  cloudft logs",
         )
-    out.result(view.as_dict(), ended_message(view))
-    out.next_commands(*next_after(view))
+    return view
 
 
-def _show(quoted: Quote, out: Output) -> None:
+def show_quote(quoted: Quote, out: Output) -> None:
     """The table of offers, before money moves."""
     if quoted.lines:
         out.note(quote_table(quoted))
 
 
-def _begun(submitted: Submitted) -> str:
+def begun(submitted: Submitted) -> str:
     spec, attempt = submitted.spec, submitted.record.attempt
     end = strftime("%Y-%m-%d %H:%M UTC", gmtime(attempt.deadline))
-    stage = spec.stages[0]
     return (
         f"run {submitted.run.run_id}\n"
         f"  base        {spec.base.id} at {spec.base.revision[:12]}\n"
-        f"  data        {spec.data.train_rows} rows to train, {spec.data.holdout_rows} held out\n"
+        f"  data        {spec.data.train_rows} rows to train, {spec.data.validation_rows} to measure stages, "
+        f"{spec.data.holdout_rows} held out\n"
         f"{_notes(submitted)}"
-        f"  training    {stage.kind} {stage.method}, {stage.max_steps} steps of {stage.batch_size} rows, "
-        f"learning rate {stage.learning_rate:g}\n"
+        f"{_labels(submitted)}"
+        f"{_stages(spec)}"
+        f"{_memory(submitted)}"
         f"  machine     {_machine(submitted)}\n"
+        f"{_image(submitted)}"
         f"  ends        {end} at the latest\n"
         f"  worst case  {_worst_case(submitted)}\n"
         f"  survives    nothing is trained yet; from the first step on, a stop saves the adapter"
     )
 
 
+def _stages(spec: RunSpec) -> str:
+    """A line for each stage."""
+    return "".join(
+        f"  training    {stage.kind} {stage.method}, {stage.max_steps} steps of "
+        f"{stage.batch_size * stage.gradient_accumulation} {'blocks' if stage.packing else 'rows'}, "
+        f"learning rate {stage.learning_rate:g}\n"
+        for stage in spec.stages
+    )
+
+
+def _found(submitted: Submitted) -> dict[str, object]:
+    """For a program: what was found out before the machine was started."""
+    audit, need = submitted.preview.audit.audit, submitted.quote.memory
+    return {
+        "audit": audit.as_dict() if audit else None,
+        "notes": list(submitted.notes),
+        "memory_bytes": asdict(need) if need else None,
+    }
+
+
+def _labels(submitted: Submitted) -> str:
+    """What the label audit found."""
+    first, *rest = submitted.preview.audit.lines()
+    return f"  labels      {first}\n" + "".join(f"              {line}\n" for line in rest)
+
+
 def _notes(submitted: Submitted) -> str:
     return "".join(f"              {note}\n" for note in submitted.notes)
+
+
+def _memory(submitted: Submitted) -> str:
+    """What a card must have, where the table of offers has not said it."""
+    quoted = submitted.quote
+    if quoted.memory is None or quoted.lines or submitted.record.provider == "local":
+        return ""
+    return f"  estimate    {memory_line(quoted)}\n"
 
 
 def _machine(submitted: Submitted) -> str:
@@ -115,28 +165,43 @@ def _machine(submitted: Submitted) -> str:
     return f"{offer.provider} {offer.name}, {offer.why}; rule: {submitted.quote.rule}"
 
 
+def _image(submitted: Submitted) -> str:
+    build = submitted.record.build
+    return f"  image       {built_there(build.model_dump())}\n" if build else ""
+
+
 def _worst_case(submitted: Submitted) -> str:
+    if submitted.record.provider == "manual":
+        return "not known here: it is your machine, and no budget holds there"
     if submitted.quote.budget_usd is None:
         return "$0.00: nothing is rented, and you are not being billed"
     worst = submitted.record.worst_case()
     return f"${worst:.2f} of the budget of ${submitted.quote.budget_usd:.2f}; you are being billed from now on"
 
 
-def _hand_over(submitted: Submitted, command: str, out: Output) -> None:
+def hand_over(submitted: Submitted, command: str, out: Output) -> None:
     """The command for a machine of the user's own. It goes to standard output alone, so that it can be piped."""
     out.note(
-        "\nRun this on a machine with Python 3.11 and a GPU (Colab, Lambda, Vast, SageMaker, a desktop):\n"
-        "  it installs what is missing, trains, uploads the adapter, and ends\n"
+        "\nRun this on a machine with Python 3.11 or newer and a GPU (Colab, Lambda, Vast, SageMaker, a desktop):\n"
+        "  it installs what is missing into a folder of its own, trains, uploads the adapter, and ends\n"
         "  it may be run once; whoever has it can read this run's data until its end\n"
-        "  what that machine costs is not known here, and no budget holds there: end it when the run has ended\n"
+        "  end the machine when the run has ended: nobody else does (a RunPod pod ends with the run if you put\n"
+        "  CLOUDFT_END_MACHINE=1 before the command)\n"
     )
     status = submitted.record.status
-    out.result({"run_id": submitted.run.run_id, "status": status, "command": command}, command)
+    out.result({"run_id": submitted.run.run_id, "status": status, "command": command, **_found(submitted)}, command)
     out.next_commands("cloudft status --follow", "cloudft pull")
 
 
+def _after_detach(submitted: Submitted) -> tuple[str, ...]:
+    """A rented run needs somebody who watches: only that rents the next machine when one is taken away."""
+    if submitted.quote.budget_usd is None:
+        return ("cloudft status --follow", "cloudft pull    (when it has ended)")
+    return ("cloudft watch    (rents the next machine if this one is lost)", "cloudft status", "cloudft cancel")
+
+
 @contextlib.contextmanager
-def _interruptible(project: Project) -> Iterator[None]:
+def interruptible(project: Project) -> Iterator[None]:
     """Ctrl-C during a submit: either nothing was started, or the run exists and is named."""
     before = set(project.run_ids())
     try:

@@ -19,7 +19,21 @@ from cloudft.cli import COMMANDS, cli, run
 from cloudft.errors import CloudftError
 
 REPO = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "trl", "peft", "boto3", "botocore", "pydantic", "runpod", "modal", "docker", "httpx")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "boto3",
+    "botocore",
+    "pydantic",
+    "runpod",
+    "modal",
+    "docker",
+    "httpx",
+    "jinja2",
+    "huggingface_hub",
+)
 
 
 def cloudft(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -98,9 +112,10 @@ def test_a_typing_mistake_is_code_2_with_a_way_out(
 
 
 def test_outside_a_project_every_command_says_how_to_make_one(tmp_path: Path) -> None:
-    for name in ("submit", "status", "logs", "cancel", "pull", "quantize", "eval", "serve"):
-        done = cloudft(name, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (3, ""), name
+    plain = ("submit", "status", "logs", "cancel", "pull", "quantize", "eval", "report", "serve")
+    for args in (*((name,) for name in plain), ("diff", "a", "b"), ("reproduce", "a")):
+        done = cloudft(*args, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (3, ""), args
         assert "no cloudft.yaml" in done.stderr
         assert "cloudft init" in done.stderr
         assert "Traceback" not in done.stderr

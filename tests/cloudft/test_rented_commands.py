@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +27,7 @@ from local.session import open_session
 from tests.doubles.runpod import BootTimes, RunpodDouble
 from tests.services.s3 import S3Server
 
+REPO = Path(__file__).resolve().parents[2]
 DIGEST = "registry.test/train@sha256:" + "0" * 64
 
 
@@ -151,6 +156,102 @@ def test_status_says_what_is_billed_and_a_receipt_says_what_it_was(
     text = capsys.readouterr().out
     assert "receipt     attempt 1, L4, machine " in text
     assert "you are not being billed" in text
+
+
+@pytest.mark.parametrize(("key", "says"), [(None, "RUNPOD_API_KEY is not set"), ("rpa_wrong", "(HTTP 401)")])
+def test_a_key_that_is_missing_or_wrong_at_a_first_submit_speaks_of_no_machine(
+    project: Project,
+    server: RunpodDouble,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    says: str,
+) -> None:
+    monkeypatch.delenv("RUNPOD_API_KEY") if key is None else monkeypatch.setenv("RUNPOD_API_KEY", key)
+    said = call(project, capsys, "submit", "--gpu", "L4", "--budget", "2", code=8)
+    assert says in said["what"]
+    assert said["effect"] == "nothing was rented, and no run was made"
+    said = call(project, capsys, "offers", "--gpu", "L4", code=8)
+    assert said["effect"].startswith("nothing was rented")
+    assert not project.run_ids()
+
+
+def test_the_hint_for_a_budget_that_is_too_small_is_a_command_that_works(
+    project: Project, server: RunpodDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = call(project, capsys, "submit", "--gpu", "H100", "--gpu", "L4", "--budget", "0.05", code=9)
+    words = said["hint"].partition("cloudft ")[2].split()
+    # The cheapest of what was asked for, whatever the order.
+    assert words[words.index("--gpu") + 1] == "L4"
+    call(project, capsys, *words, "--detach")
+    assert len(server.live_pods()) == 1
+    call(project, capsys, "cancel", "--now")
+
+
+def test_a_detached_run_is_to_be_watched(
+    project: Project, server: RunpodDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["submit", "--gpu", "L4", "--budget", "2", "--detach", "-C", str(project.root)]) == 0
+    said = capsys.readouterr().err
+    assert "cloudft watch" in said.partition("next:")[2]
+    assert "cloudft pull" not in said
+    call(project, capsys, "cancel", "--now")
+
+
+def test_a_record_that_cannot_be_read_does_not_block_a_submit(
+    project: Project, server: RunpodDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(project, capsys, "submit", "--gpu", "L4", "--budget", "2", "--detach")
+    broken = project.pick_run(None)
+    broken.record.write_text("{")
+    assert run(["submit", "--gpu", "L4", "--budget", "2", "--detach", "-C", str(project.root)]) == 0
+    said = capsys.readouterr().err
+    assert f"{broken.record} cannot be read" in said
+    assert "cloudft reap --dry-run" in said
+    # It is found and ended without its record.
+    assert len(server.live_pods()) == 2
+    call(project, capsys, "reap", "--all")
+    assert server.live_pods() == []
+    # What it cost is not known, so a ceiling over the month cannot be kept.
+    configure(project, monthly_budget=50)
+    call(project, capsys, "cancel", "--now")
+    said = call(project, capsys, "submit", "--gpu", "L4", "--budget", "2", code=11)
+    assert "monthly_budget counts it" in said["effect"]
+    assert server.live_pods() == []
+
+
+def test_a_cancel_while_the_machine_says_nothing_mentions_how_not_to_wait(
+    project: Project, server: RunpodDouble, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(project, capsys, "submit", "--gpu", "L4", "--budget", "2", "--detach")
+    monkeypatch.setattr("local.watch.SAVE_TIME", 1.0)
+    monkeypatch.setattr("local.watch.POLL_RENTED", 0.2)
+    assert run(["cancel", "-C", str(project.root)]) == 0
+    said = capsys.readouterr().err
+    assert "it has told nothing yet" in said
+    assert "cloudft cancel --now" in said
+    assert server.live_pods() == []
+
+
+def test_ctrl_c_of_a_cancel_says_what_goes_on(project: Project, server: RunpodDouble) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    options: Any = {"cwd": project.root, "env": environment, "text": True}
+    argv = [sys.executable, "-m", "cloudft"]
+    wanted = ["submit", "--gpu", "L4", "--budget", "2", "--detach"]
+    subprocess.run([*argv, *wanted], check=True, capture_output=True, **options)
+    process = subprocess.Popen([*argv, "cancel"], stderr=subprocess.PIPE, **options)
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "stop and save" in first
+    assert "no longer waiting for the end of run" in said
+    assert "a rented machine is billed until then" in said
+    assert "cloudft cancel --now" in said
+    ended = subprocess.run([*argv, "cancel", "--now", "--json"], check=True, capture_output=True, **options)
+    assert json.loads(ended.stdout)["data"]["status"] == "stopped"
+    assert server.live_pods() == []
 
 
 def test_reap_needs_nothing_but_the_key(

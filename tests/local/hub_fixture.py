@@ -88,6 +88,7 @@ class FakeHub:
 def fake_hub(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     folder = Path(shutil.copytree(tiny_base, tmp_path / "hub-repository"))
     (folder / "README.md").write_text("a model card")
+    (folder / "notes.txt").write_text("nothing that a model needs")
     hub = FakeHub(folder)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))

@@ -150,15 +150,20 @@ def todays_way(merged: Path, out: Path, kind: str, toolchain: Toolchain, name: s
     """Upstream's conversion to a float32 GGUF, then ``llama_model_quantize``."""
     from local import ggml
 
+    full = in_32_bits(merged, out.with_name("full.gguf"), toolchain, name)
+    ggml.quantize(full, out, kind, no_progress, imatrix)
+    full.unlink()
+    return out
+
+
+def in_32_bits(merged: Path, out: Path, toolchain: Toolchain, name: str) -> Path:
+    """Upstream's conversion to a float32 GGUF."""
     converter = converter_class(merged, toolchain.root)
     import gguf
     import torch
 
-    full = out.with_name("full.gguf")
     with torch.inference_mode():
-        converter(merged, gguf.LlamaFileType.ALL_F32, full, model_name=name).write()
-    ggml.quantize(full, out, kind, no_progress, imatrix)
-    full.unlink()
+        converter(merged, gguf.LlamaFileType.ALL_F32, out, model_name=name).write()
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jobs.rendering import served_template
 from jobs.spec import Data, FileRef, RunSpec, Stage
 from local.base import lock_base
 from local.convert import QWEN2_REGEX
@@ -31,6 +32,16 @@ TEMPLATE = (
 )
 # The trained template differs from the base's own in its text, so that the wrong one is noticed.
 TRAINED = TEMPLATE.replace("'<|im_end|>\\n'", "'<|im_end|>' + '\\n'")
+# It marks the answers for training, which no engine understands.
+TRAINED = TRAINED.replace(
+    "    {{- '<|im_start|>' + message.role + '\\n' + message.content",
+    "    {{- '<|im_start|>' + message.role + '\\n' }}\n"
+    "    {%- if message.role == 'assistant' %}\n"
+    "        {% generation %}{{- message.content }}{% endgeneration -%}\n"
+    "    {%- else %}{{- message.content }}{% endif %}\n"
+    "    {{- ''",
+)
+SERVED = served_template(TRAINED)
 ROWS: list[dict[str, Any]] = [
     {
         "messages": [
@@ -139,7 +150,16 @@ def copy_project(root: Path, base: Path, adapter: Path) -> tuple[Project, RunFol
     run = make_run(project, "run-1")
     shutil.copytree(adapter, run.adapter)
     (run.adapter / "chat_template.jinja").write_text(TRAINED)
+    write_result(run)
     return project, run
+
+
+def write_result(run: RunFolder) -> None:
+    """The run's result, as if what lies in its adapter's folder now were what it trained."""
+    files = {
+        path.relative_to(run.adapter).as_posix(): sha256_file(path) for path in run.adapter.rglob("*") if path.is_file()
+    }
+    run.result.write_text(json.dumps({"artifacts": {"adapter": {"files": files}}}))
 
 
 def make_run(project: Project, run_id: str, base: str = "base") -> RunFolder:

@@ -12,6 +12,7 @@ import yaml
 
 from infra.provider import machine_name
 from jobs.bundle import pack
+from jobs.pieces import piece_names
 from jobs.ticket import ADAPTER, LOG, METRICS, OUTCOME, RESULT
 from local.config import StoreConfig
 from local.lifecycle import free_plan
@@ -65,18 +66,29 @@ def make_run(project: Project, store: StoreConfig | None = None) -> Session:
     return open_session(project, run)
 
 
-def put_adapter(session: Session, scratch: Path, size: int = 3 << 20, status: str = "completed") -> dict[str, Any]:
-    """What a supervisor leaves in the store when a run has ended well; returns the result."""
+def put_adapter(
+    session: Session, scratch: Path, size: int = 3 << 20, status: str = "completed", piece_bytes: int = 0
+) -> dict[str, Any]:
+    """What a supervisor leaves in the store when a run has ended well; returns the result.
+
+    Args:
+        piece_bytes: the adapter is cut into objects of so many; 0: it is one, and its result that of an older machine.
+    """
     folder = scratch / "made-adapter"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_model.safetensors").write_bytes(os.urandom(size))
     (folder / "adapter_config.json").write_text("{}")
     bundle = pack(folder, scratch / ADAPTER)
     prefix = attempt_prefix(RUN_ID, 1)
-    session.store.put_file(f"{prefix}/{ADAPTER}", bundle.path)
+    raw = bundle.path.read_bytes()
+    names = piece_names(ADAPTER, bundle.bytes, piece_bytes or bundle.bytes)
+    for number, name in enumerate(names):
+        each = piece_bytes or bundle.bytes
+        session.store.put_bytes(f"{prefix}/{name}", raw[number * each : (number + 1) * each])
     session.store.put_bytes(f"{prefix}/{LOG}", b"one\ntwo\n")
     session.store.put_bytes(f"{prefix}/{METRICS}", b'{"step": 1}\n')
-    artifact = {"key": ADAPTER, "sha256": bundle.sha256, "bytes": bundle.bytes, "files": bundle.files}
+    artifact: dict[str, Any] = {"key": ADAPTER, "sha256": bundle.sha256, "bytes": bundle.bytes, "files": bundle.files}
+    artifact |= {"pieces": names, "piece_bytes": piece_bytes} if piece_bytes else {}
     result = {
         "schema_version": 1,
         "run_id": RUN_ID,

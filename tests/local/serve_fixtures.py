@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from typing import Any
 import yaml
 
 from jobs.spec import RunSpec
+from local.config import StoreConfig
+from local.evaluation.task import JsonTask, Task
 from local.files import sha256_file, write_text
 from local.project import Project, RunFolder
-from local.task import Task
+from local.records import RunRecord
 from local.verify import Verification
 from local.versions import MANIFEST, MODEL, Manifest, promote
 
@@ -45,17 +47,24 @@ def write_table_gguf(
     template: str | None = TEMPLATE,
     context: int = 2048,
     piece_bytes: int = 24,
+    special: Sequence[str] = (),
 ) -> Path:
     """Write the model that answers a question ending in ``c`` with ``answers[c]``; ``LOOP`` repeats itself.
 
-    An answer is cut into tokens of at most ``piece_bytes`` bytes.
+    An answer is cut into tokens of at most ``piece_bytes`` bytes. ``special``: further control tokens, such as
+    "<|fim_middle|>"; they too may stand in ``answers``, for a prompt that ends with one.
     """
     byte_tokens = _byte_tokens()
-    tokens = [byte_tokens[b] for b in range(256)] + ["<|im_start|>", "<|im_end|>"]
+    tokens = [byte_tokens[b] for b in range(256)] + ["<|im_start|>", "<|im_end|>", *special]
     end = 257
     follow: dict[int, dict[int, float]] = {i: {end: 1.0} for i in range(WIDTH)}
+    begins: dict[str, int] = {}
     for char, answer in answers.items():
-        before = ord(char)
+        before = tokens.index(char) if char in special else ord(char)
+        if answer in begins:
+            follow[before] = {begins[answer]: 1.0}
+            continue
+        begins[answer] = len(tokens)
         for piece in _pieces(answer.encode(), byte_tokens, set(tokens), piece_bytes):
             follow[before] = {len(tokens): 1.0}
             before = len(tokens)
@@ -182,10 +191,11 @@ def _byte_tokens() -> dict[int, str]:
 
 
 def write_rows(path: Path, rows: list[tuple[str, Any]]) -> Path:
-    """A hold-out file: one line per (question, expected answer)."""
+    """A hold-out file: one line per (question, expected answer); an answer that is no text is written as JSON."""
+    texts = [(q, a if isinstance(a, str) else json.dumps(a)) for q, a in rows]
     lines = [
-        json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": json.dumps(a)}]})
-        for q, a in rows
+        json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]})
+        for q, a in texts
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines))
@@ -220,8 +230,16 @@ def make_trained(
     max_tokens: int = 16,
     context: int = 256,
     run_id: str = "r20260101-000000-demo",
+    task: Task | None = None,
+    metric: Sequence[str] = (),
+    special: Sequence[str] = (),
+    template: str = TEMPLATE,
 ) -> Trained:
-    """Lay out such a project: the base answers by the table ``before``, the tuned model by ``after``."""
+    """Lay out such a project: the base answers by the table ``before``, the tuned model by ``after``.
+
+    ``task``: None for one of JSON with ``SCHEMA``; ``metric``: of the user's own; ``special`` as for the table models;
+    ``template``: of the tuned model.
+    """
     project = Project(folder)
     run = project.run(run_id)
     holdout = write_rows(run.holdout, rows)
@@ -260,25 +278,37 @@ def make_trained(
         }
     )
     write_text(run.spec, spec.model_dump_json())
-    task = Task(kind="json", json_schema=SCHEMA, keys=("category", "priority"), max_tokens=max_tokens)
+    record = RunRecord(
+        run_id=run_id,
+        project="demo",
+        created_at=0.0,
+        provider="local",
+        store=StoreConfig(url="./store"),
+        spec_sha256=sha256_file(run.spec),
+        status="completed",
+    )
+    write_text(run.record, record.model_dump_json())
+    task = task or JsonTask(json_schema=SCHEMA, keys=("category", "priority"), max_tokens=max_tokens)
     write_text(run.task, task.model_dump_json())
     config = {
         "project": "demo",
         "base": "./base",
         "data": {"path": "data.jsonl"},
-        "task": {"schema": "schema.json"},
+        "task": {"schema": "schema.json", "metric": list(metric)},
         "serve": {"context": context, "port": free_port()},
     }
     write_text(project.config_file, yaml.safe_dump(config))
-    base = _version(project.models / "bases" / f"{revision[:16]}-q4_k_m", before, None, base_template)
-    tuned = _version(project.models / f"{run_id}-q4_k_m-00000000", after, run_id, TEMPLATE)
-    write_text(tuned.parent / "chat_template.jinja", TEMPLATE)
+    base = _version(project.models / "bases" / f"{revision[:16]}-q4_k_m", before, None, base_template, special)
+    tuned = _version(project.models / f"{run_id}-q4_k_m-00000000", after, run_id, template, special)
+    write_text(tuned.parent / "chat_template.jinja", template)
     promote(project, tuned.parent.name)
     return Trained(project, run, base, tuned)
 
 
-def _version(root: Path, answers: Mapping[str, str], run_id: str | None, template: str | None) -> Path:
-    gguf = write_table_gguf(root / MODEL, answers, template=template)
+def _version(
+    root: Path, answers: Mapping[str, str], run_id: str | None, template: str | None, special: Sequence[str]
+) -> Path:
+    gguf = write_table_gguf(root / MODEL, answers, template=template, special=special)
     manifest = Manifest(
         version=root.name,
         run_id=run_id,

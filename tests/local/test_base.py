@@ -164,7 +164,8 @@ def test_a_repository_is_locked_to_a_commit_and_downloaded(fake_hub: FakeHub, tm
 
     folder = resolve_base(locked, tmp_path, progress)
     assert (folder / "model.safetensors").read_bytes() == (fake_hub.folder / "model.safetensors").read_bytes()
-    assert not (folder / "README.md").exists()  # only what matters is fetched
+    assert (folder / "README.md").exists()  # it tells the licence
+    assert not (folder / "notes.txt").exists()  # only what matters is fetched
     assert seen[-1] > 0
     assert seen == sorted(seen)
     fake_hub.stop()  # from here on there is no hub

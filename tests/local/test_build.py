@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cloudft.errors import IntegrityError, VerifyError
+from local import merge
 from local.build import TENSORWISE, build
 from local.lora import Lora
 from local.toolchain import Toolchain
@@ -78,32 +79,25 @@ def agrees(base: Path, adapter: Path, gguf: Path) -> None:
     assert float(np.sqrt(((found - wanted) ** 2).mean())) < 0.05 * float(wanted.std())
 
 
-FALLBACKS: dict[str, tuple[bool, dict[str, Any], str]] = {
+VARIANTS: dict[str, tuple[bool, dict[str, Any], str]] = {
     "DoRA": (False, {"use_dora": True}, "DoRA"),
-    "whole layers": (False, {"modules_to_save": ["lm_head"]}, "whole layers"),
-    "whole embedding, tied": (True, {"modules_to_save": ["embed_tokens"]}, "whole layers"),
-    "output layer": (False, {"target_modules": ["lm_head", "q_proj"]}, "lm_head.base_layer.weight"),
-    "new tokens": (False, {"trainable_token_indices": [5, 6], "target_modules": ["q_proj"]}, "new tokens"),
-    "embedding": (False, {"target_modules": ["embed_tokens", "q_proj"]}, "embed_tokens"),
+    "whole layers": (False, {"modules_to_save": ["lm_head"]}, "1 whole tensors"),
+    "whole embedding, tied": (True, {"modules_to_save": ["embed_tokens"]}, "2 whole tensors"),
+    "new tokens": (True, {"trainable_token_indices": [5, 6], "target_modules": ["q_proj"]}, "2 trained tokens"),
+    "embedding, tied": (True, {"target_modules": ["embed_tokens", "q_proj"]}, "a tuned embedding"),
 }
 
 
-@pytest.mark.parametrize("case", FALLBACKS)
-def test_peft_merges_the_rest_and_it_is_said(
+@pytest.mark.parametrize("case", VARIANTS)
+def test_the_common_forms_need_no_model_in_memory(
     case: str, tmp_path: Path, llama: Path, tied: Path, toolchain: Toolchain
 ) -> None:
-    is_tied, options, says = FALLBACKS[case]
+    is_tied, options, says = VARIANTS[case]
     base = tied if is_tied else llama
     adapter = make_lora(tmp_path / "adapter", base, **options)
-    said: list[str] = []
-
-    def hear(what: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
-        said.append(f"{what}: {note}")
-
-    found = built(base, adapter, tmp_path, toolchain, progress=hear)
-    assert found["merge"].startswith("through peft: ")
+    found = built(base, adapter, tmp_path, toolchain)
+    assert found["merge"].startswith(TENSORWISE)
     assert says in found["merge"]
-    assert any(line.startswith("merge: through peft, with the whole model in memory") for line in said)
     agrees(base, adapter, tmp_path / "F16.gguf")
 
 
@@ -122,19 +116,41 @@ def test_resized_embeddings(tied_: bool, tmp_path: Path, llama: Path, tied: Path
     adapter = make_lora(tmp_path / "adapter", base, target_modules=["q_proj"])
     tuned.save_pretrained(adapter, save_embedding_layers=True)
     found = built(base, adapter, tmp_path, toolchain)
-    assert "lm_head.weight, which is no LoRA factor" in found["merge"]
+    assert found["merge"].startswith(f"{TENSORWISE} ({1 if tied_ else 2} whole tensors")
     from llama_cpp import Llama
 
     assert Llama(str(tmp_path / "F16.gguf"), vocab_only=True, verbose=False).n_vocab() == 544
     agrees(base, adapter, tmp_path / "F16.gguf")
 
 
-def test_biases(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain) -> None:
+def test_peft_merges_the_rest_and_it_is_said(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain
+) -> None:
     base = base_of(tmp_path_factory.getbasetemp(), "qwen2", True)
-    adapter = make_lora(tmp_path / "adapter", base, bias="lora_only", target_modules=["q_proj"])
-    found = built(base, adapter, tmp_path, toolchain)
-    assert "bias=lora_only" in found["merge"]
+    adapter = make_lora(tmp_path / "adapter", base, lora_bias=True, target_modules=["q_proj"])
+    said: list[str] = []
+
+    def hear(what: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
+        said.append(f"{what}: {note}")
+
+    found = built(base, adapter, tmp_path, toolchain, progress=hear)
+    assert found["merge"] == "through peft: its factors have biases"
+    assert "merge: through peft, with the whole model in memory: its factors have biases" in said
     agrees(base, adapter, tmp_path / "F16.gguf")
+
+
+def test_a_merge_of_pefts_that_loses_is_named(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the file is compared with is the adapter beside the base, and not what peft merged."""
+    base = base_of(tmp_path_factory.getbasetemp(), "qwen2", True)
+    adapter = make_lora(tmp_path / "adapter", base, lora_bias=True, target_modules=["q_proj"])
+    other = make_lora(tmp_path / "other", base, seed=2, lora_bias=True, target_modules=["q_proj"])
+    real = merge.merge_adapter
+    monkeypatch.setattr(merge, "merge_adapter", lambda base, _, out, progress: real(base, other, out, progress))
+    with pytest.raises(VerifyError, match="step that lost it is the merge") as caught:
+        built(base, adapter, tmp_path, toolchain)
+    assert "a finer type would not help" in caught.value.hint
 
 
 def test_tuned_experts(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain) -> None:
@@ -169,16 +185,42 @@ def test_several_types_come_from_one_read(tmp_path: Path, llama: Path, toolchain
     losses = [found["verification"][kind]["kl_divergence"] for kind in ("Q4_K_M", "Q8_0", "F16")]
     assert losses == sorted(losses, reverse=True)
     assert losses[2] < 1e-4 < losses[0]
-    assert [found["verification"][kind]["kl_limit"] for kind in ("Q4_K_M", "Q8_0", "F16")] == [0.3, 0.05, 0.02]
+    assert [found["verification"][kind]["kl_limit"] for kind in ("Q4_K_M", "Q8_0", "F16")] == [0.16, 0.02, 0.02]
     assert found["verification"]["Q4_K_M"]["tensor_types"].keys() == {"F32", "Q4_K", "Q6_K"}
 
 
 def test_a_type_that_is_too_coarse_is_named_with_a_finer_one(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
     adapter = make_lora(tmp_path / "adapter", llama)
     with pytest.raises(VerifyError, match="step that lost it is the quantisation") as caught:
-        built(llama, adapter, tmp_path, toolchain, kinds=["Q4_K_M"], limit=0.001)
+        built(llama, adapter, tmp_path, toolchain, kinds=["Q4_K_M"], limits={"Q4_K_M": 0.001})
     assert "at most 0.001 are allowed" in caught.value.what
+    assert "cloudft quantize --type Q4_K_M --step-up" in caught.value.hint
     assert "cloudft quantize --type Q5_K_M" in caught.value.hint
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_the_first_finer_type_that_is_good_enough_is_taken(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
+    adapter = make_lora(tmp_path / "adapter", llama)
+    said: list[str] = []
+
+    def hear(what: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
+        said.append(f"{what}: {note}")
+
+    kinds = ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    options = {
+        "limits": dict.fromkeys(kinds, 1e-9) | {"Q6_K": 1.0},
+        "steps": {"Q4_K_M": kinds[1:], "Q5_K_M": kinds[2:]},
+    }
+    found = built(llama, adapter, tmp_path, toolchain, kinds=kinds, progress=hear, **options)
+    assert found["took"] == {"Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}
+    assert list(found["verification"]) == ["Q6_K"]
+    assert [path.name for path in tmp_path.glob("*.gguf")] == ["Q6_K.gguf"]
+    steps = [line for line in said if line.startswith("step up")]
+    assert steps[0].endswith("next: Q5_K_M")
+    assert steps[-1].endswith("next: Q6_K")
+    too_strict = {"limits": dict.fromkeys(kinds, 1e-9), "steps": {"Q6_K": ["Q8_0"]}}
+    with pytest.raises(VerifyError, match=r"the Q8_0 file .*Coarser types lost more: Q6_K 0\.00"):
+        built(llama, adapter, tmp_path, toolchain, kinds=["Q6_K", "Q8_0"], **too_strict)
 
 
 def test_a_conversion_that_loses_is_named(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
@@ -194,9 +236,9 @@ def test_a_conversion_that_loses_is_named(tmp_path: Path, llama: Path, toolchain
 def test_a_merge_that_loses_is_named(
     tmp_path: Path, llama: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unscaled(self: Lora, module: str, weight: Any) -> Any:
-        a, b, _ = self.factors(module)
-        self.consumed.add(module)
+    def unscaled(self: Lora, name: str, weight: Any) -> Any:
+        a, b, _ = self.factors(name.removesuffix(".weight"))
+        self.consumed.add(name)
         return weight.float() + b @ a
 
     monkeypatch.setattr(Lora, "merged", unscaled)

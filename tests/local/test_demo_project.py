@@ -11,10 +11,10 @@ from local.base import lock_base
 from local.config import load_config
 from local.data import load_rows
 from local.demo_project import ROWS, write_demo_project
-from local.hyperparameters import resolve_stage
+from local.evaluation.task import load_task
+from local.hyperparameters import StageFacts, resolve_stages
 from local.progress import silent
 from local.split import split
-from local.task import load_task
 from tests.jobs.train_fixtures import SETTINGS, demo_base
 
 __all__ = ["demo_base"]  # a fixture
@@ -30,11 +30,10 @@ def test_the_project_passes_every_check(demo_base: Path, tmp_path: Path) -> None
     parts = split(load_rows(project.root / config.data.path), config.data.holdout, config.data.seed)
     assert len(parts.train) + len(parts.holdout) == ROWS
     assert len(parts.holdout) == 140
-    stage = resolve_stage(config.train, len(parts.train))
+    (stage,) = resolve_stages(config.train, [StageFacts(len(parts.train))])
     # The settings that the trainer's own test proves.
-    assert stage.model_dump(exclude={"origins", "kind", "method"}) == {
-        name: value for name, value in SETTINGS.items() if name != "origins"
-    }
+    settings = {name: value for name, value in SETTINGS.items() if name != "origins"}
+    assert {name: getattr(stage, name) for name in settings} == settings
     base = lock_base(config.base, config.revision, project.root)
     assert base.source == "folder"
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from local.divergence import compare, finer, limit_of
-from local.ggml import TYPES
+from local.divergence import compare, finer, limit_of, steps_up
+from local.quant_types import offered
 
 
 def test_divergence_and_agreement() -> None:
@@ -20,11 +20,19 @@ def test_divergence_and_agreement() -> None:
     assert compare(theirs, theirs) == (pytest.approx(0, abs=1e-12), 1.0)
 
 
+def test_a_file_may_lose_five_times_what_its_type_costs_and_never_more_than_another_model_would() -> None:
+    limits = {kind: limit_of(kind) for kind in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "IQ1_S")}
+    assert list(limits.values()) == [0.02, 0.02, 0.03, 0.05, 0.16, 0.22, 0.3, 0.3]
+
+
 def test_the_steps_up() -> None:
     assert [finer(kind) for kind in ("IQ2_XS", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16", "F32")] == [
         *("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"),
         *(None, None),
     ]
-    for kind in TYPES:
+    assert steps_up("Q4_K_M") == ["Q5_K_M", "Q6_K", "Q8_0"]
+    assert steps_up("IQ2_XS") == ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    assert steps_up("Q8_0") == steps_up("F16") == []
+    for kind in offered():
         better = finer(kind)
         assert better is None or limit_of(better) <= limit_of(kind)

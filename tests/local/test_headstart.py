@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from local import onepass
+from local.adapter import read_lora
 from local.files import sha256_file
 from local.headstart import HeadStart
-from local.lora import Lora, read_lora
+from local.lora import Lora
 from local.merge import lay_out
 from local.toolchain import Toolchain
 from tests.local.models import forget_converter, make_lora, make_model

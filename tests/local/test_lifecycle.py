@@ -25,7 +25,7 @@ from local.lifecycle import (
     decide,
     free_plan,
 )
-from local.records import PlannedOffer, RunRecord
+from local.records import ImageBuild, PlannedOffer, RunRecord
 
 L4 = PlannedOffer(provider="runpod", id="NVIDIA L4", name="L4", rate_usd=0.50)
 A40 = PlannedOffer(provider="runpod", id="NVIDIA A40", name="A40", rate_usd=1.00)
@@ -77,6 +77,19 @@ def test_the_deadline_is_what_the_budget_buys_less_the_teardown() -> None:
     assert said == [Create(attempt)]
     # Intended, and in the record, before the machine can exist.
     assert (attempt.state, attempt.machine_id) == ("intended", None)
+
+
+def test_what_the_image_may_have_cost_is_missing_from_the_budget_of_every_attempt() -> None:
+    build = ImageBuild(provider="modal", image="modal:im-1", content="0", started_at=-600, seconds=600, rate_usd=3.0)
+    built = record().model_copy(update={"build": build})
+    begun, _ = play(built, (0, Begin()))
+    # Half a dollar of five, at half a dollar an hour.
+    assert begun.attempt.exhausted_at == pytest.approx(9 * HOUR)
+    assert begun.worst_case() == pytest.approx(5.0)
+    assert begun.spent(0) == pytest.approx(0.5)
+    again, _ = play(begun, (1, Created(1, "m1", 0.5)), (HOUR, Observed(1, None)))
+    assert again.attempt.exhausted_at - HOUR == pytest.approx(8 * HOUR)
+    assert again.worst_case() == pytest.approx(5.0)
 
 
 def test_a_result_and_a_machine_that_is_gone_end_the_run_with_a_receipt() -> None:
@@ -201,12 +214,31 @@ def test_a_machine_that_is_dearer_than_quoted_is_ended_at_once() -> None:
 def test_a_machine_that_never_boots_is_ended_and_the_next_offer_tried() -> None:
     begun, _ = play(record(), (0, Begin()), (1, Created(1, "m1", 0.5)), (890, Observed(1, "m1")))
     assert begun.attempt.ending == ""
-    stuck, said = play(begun, (901, Observed(1, "m1")))
+    stuck, said = play(begun, (902, Observed(1, "m1")))
     assert names(said) == ["Terminate"]
     after, said = play(stuck, (905, Observed(1, None)))
     assert names(said) == ["Revoke", "EndOthers", "Create"]
     assert after.attempt.offer == A40
     assert "no sign of life" in after.refusals[0]
+
+
+def test_a_machine_that_was_there_for_seconds_only_counts_for_them() -> None:
+    """The wait for it was over, and it came in the moment in which the order was taken back."""
+    begun, _ = play(record(), (0, Begin()), (300, CreateFailed(1, "capacity", "none free", billed_seconds=36)))
+    assert begun.attempts[0].charge.committed() == pytest.approx(0.005)
+    assert begun.attempt.offer == A40
+    assert begun.attempt.exhausted_at - 300 == pytest.approx((5 - 0.005) * HOUR)
+
+
+def test_the_time_for_a_sign_of_life_begins_when_the_machine_exists() -> None:
+    """A provider may take its minutes to fetch the image and to find a machine: that is not the machine's silence."""
+    late, _ = play(record(), (0, Begin()), (850, Created(1, "m1", 0.5)), (1700, Observed(1, "m1")))
+    assert (late.attempt.alive_at, late.attempt.ending) == (850, "")
+    silent, said = play(late, (850 + 901, Observed(1, "m1")))
+    assert names(said) == ["Terminate"]
+    assert "no sign of life" in silent.attempt.ending
+    found, _ = play(record(), (0, Begin()), (60, CreateFailed(1, "unknown", "lost")), (850, Observed(1, "m1")))
+    assert play(found, (1700, Observed(1, "m1")))[0].attempt.ending == ""
 
 
 def test_an_overdue_machine_is_ended_and_no_other_rented() -> None:
@@ -256,6 +288,22 @@ def test_on_this_computer_a_machine_that_is_gone_is_gone() -> None:
     assert (lost.status, lost.worst_case()) == ("lost", 0)
     never, _ = play(begun, (2, Observed(1, None)))
     assert never.status == "failed"
+
+
+def test_on_this_computer_one_that_was_killed_goes_on_from_its_checkpoint_as_long_as_it_gets_further() -> None:
+    begun, _ = play(
+        record(None, free_plan("local")), (0, Begin()), (1, Created(1, "m1", 0.0)), (1, Observed(1, "m1", heartbeat=1))
+    )
+    second, said = play(begun, (2, Observed(1, None, kept_step=7)))
+    assert names(said) == ["Revoke", "Create"]
+    assert (second.attempt.number, second.worst_case()) == (2, 0)
+    stuck, _ = play(second, (3, Created(2, "m2", 0.0)), (4, Observed(2, None, resumed_from=7, kept_step=7)))
+    assert stuck.status == "lost"
+    cancelled, _ = play(begun, (2, CancelAsked(at_once=True)), (3, Observed(1, None, kept_step=7)))
+    assert cancelled.status == "stopped"
+    elsewhere, _ = play(record(None, free_plan("manual")), (0, Begin()), (1, Created(1, "m1", 0.0)))
+    lost, _ = play(elsewhere, (2, Observed(1, None, kept_step=7)))
+    assert lost.status == "lost"
 
 
 def test_a_rate_that_is_read_late_counts_all_the_same() -> None:

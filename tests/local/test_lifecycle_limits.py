@@ -57,6 +57,16 @@ def test_otherwise_the_adapter_is_the_runs_own(start: RunRecord, outcome: str, a
     assert (after.status, len(after.attempts)) == (outcome, 1)
 
 
+def test_a_training_that_diverged_does_not_go_on_elsewhere() -> None:
+    begun, _ = play(long(), (0, Begin()), (1, Created(1, "m1", 1.0)), (2, Observed(1, "m1", 1.0, heartbeat=2)))
+    seen = Observed(1, None, outcome="stopped", outcome_at=DAY - 700, has_result=True, final=True)
+    after, said = play(begun, (DAY - 600, seen))
+    assert (after.status, len(after.attempts)) == ("stopped", 1)
+    assert not any(isinstance(command, Create) for command in said)
+    failed, _ = play(begun, (DAY - 600, Observed(1, None, outcome="failed", outcome_at=DAY - 700, final=True)))
+    assert (failed.status, len(failed.attempts)) == ("failed", 1)
+
+
 def test_a_run_that_was_cancelled_does_not_go_on() -> None:
     after, said = after_a_day(long().model_copy(update={"stop_asked": True}))
     assert after.status == "stopped"

@@ -12,9 +12,11 @@ import pytest
 
 from cloudft.errors import ConfigError, IntegrityError, VerifyError
 from local import onepass
+from local.adapter import read_lora
 from local.files import sha256_file
-from local.lora import Lora, read_lora
+from local.lora import Lora
 from local.merge import lay_out, tokenizer_folder
+from local.overlay import lay_over
 from local.toolchain import Toolchain
 from tests.local.models import forget_converter, make_lora, make_model, merged_by_peft, todays_way
 from tests.local.quantize_fixtures import no_progress, toolchain
@@ -36,6 +38,8 @@ def one_pass(
     lora = read_lora(base, adapter) if adapter else None
     assert lora is None or isinstance(lora, Lora), lora
     lay_out(base, tokenizer_folder(base, adapter), None, out / "model")
+    if lora is not None:
+        lay_over(out / "model", lora)
     outs = {kind: out / f"{kind}.gguf" for kind in kinds}
     return onepass.write(
         out / "model",
@@ -72,6 +76,12 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "biases and layer norms": ("phi", {}, ["Q4_K_M"]),
     "granite": ("granite", {}, ["Q4_K_M"]),
     "experts that are not tuned": ("mixtral", {"target_modules": ["q_proj", "v_proj"]}, ["Q4_K_M"]),
+    "DoRA": ("llama", {"use_dora": True, "use_rslora": True}, ["Q4_K_M"]),
+    "DoRA, fused qkv": ("phi3", {"use_dora": True}, ["Q6_K"]),
+    "whole layers": ("llama", {"modules_to_save": ["lm_head", "embed_tokens", "norm"]}, ["Q4_K_M"]),
+    "a tuned embedding and output layer": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}, ["Q4_K_M"]),
+    "trained tokens": ("qwen2", {"trainable_token_indices": [401, 7], "target_modules": ["q_proj"]}, ["Q8_0"]),
+    "biases": ("qwen2", {"bias": "all"}, ["Q4_K_M"]),
 }
 
 
@@ -167,6 +177,8 @@ def test_a_tensor_that_the_conversion_drops_is_an_error(
 
 def test_types_that_need_an_imatrix_say_so(tmp_path: Path, toolchain: Toolchain) -> None:
     base = make_model(tmp_path / "base", "llama")
-    with pytest.raises(ConfigError, match="IQ2_XS needs to know which weights matter") as caught:
+    with pytest.raises(
+        ConfigError, match=r"IQ2_XS can't be made without .*blk\.0\.attn_k\.weight \(and 11 more\)"
+    ) as caught:
         one_pass(base, None, tmp_path, ["IQ2_XS"], toolchain)
     assert "--imatrix" in caught.value.hint

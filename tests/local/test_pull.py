@@ -70,6 +70,20 @@ def test_a_broken_pull_goes_on_where_it_was(session: Session, tmp_path: Path, mo
     assert [name for name in files_of(session) if "part" in name or "new" in name] == []
 
 
+def test_a_result_in_several_objects_comes_home_and_goes_on_inside_of_one(session: Session, tmp_path: Path) -> None:
+    result = put_adapter(session, tmp_path, piece_bytes=1 << 20)
+    names = result["artifacts"]["adapter"]["pieces"]
+    assert len(names) == 4
+    whole = b"".join(session.store.get_bytes(f"{attempt_prefix(RUN_ID, 1)}/{name}") or b"" for name in names)
+    (session.run.root / ".adapter.tar.part").write_bytes(whole[:1_500_000])
+    pulled = pull(session, silent)
+    assert (pulled.folder / "adapter_model.safetensors").stat().st_size == 3 << 20
+    shutil.rmtree(session.run.adapter)
+    session.store.put_bytes(f"{KEY}.2", b"short")
+    with pytest.raises(IntegrityError, match=r"adapter\.tar\.2 has 5 bytes instead of 1048576"):
+        pull(session, silent)
+
+
 def test_ctrl_c_keeps_what_came_and_says_so(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,9 +21,9 @@ from filelock import FileLock
 from cloudft.errors import Busy, CloudftError, EnvironmentProblem, IntegrityError, NotFound, UsageError, VerifyError
 from jobs.spec import Base
 from local.files import sha256_file
+from local.maker import _samples
 from local.project import Project, RunFolder
 from local.quantize import (
-    _samples,
     quantize_adapter,
     quantize_model,
     quantize_run,
@@ -33,6 +33,7 @@ from local.quantize import (
 from local.versions import current, list_versions
 from tests.local.quantize_fixtures import (
     ROWS,
+    SERVED,
     TRAINED,
     Quantised,
     copy_project,
@@ -41,6 +42,7 @@ from tests.local.quantize_fixtures import (
     quantised,
     tiny_adapter,
     tiny_base,
+    write_result,
 )
 
 __all__ = ["quantised", "tiny_adapter", "tiny_base"]
@@ -102,6 +104,7 @@ def test_the_version_is_whole_and_is_the_current_one(quantised: Quantised) -> No
         "chat_template.jinja",
         "manifest.json",
         "model.gguf",
+        "prompts.json",
     ]
     assert [path.name for path in project.models.iterdir() if path.name[0] == "."] == [".lock"]
     assert current(project) == version
@@ -127,8 +130,11 @@ def test_the_trained_template_is_in_the_file(quantised: Quantised) -> None:
 
     version = quantised.version
     model = Llama(str(version.gguf), vocab_only=True, verbose=False)
-    assert model.metadata["tokenizer.chat_template"] == TRAINED
-    assert (version.root / "chat_template.jinja").read_text() == TRAINED
+    assert model.metadata["tokenizer.chat_template"] == SERVED
+    assert (version.root / "chat_template.jinja").read_text() == SERVED
+    # What was trained goes with the adapter; what is served is free of what only training understands.
+    assert "{% generation %}" in (quantised.run.adapter / "chat_template.jinja").read_text()
+    assert "generation %}" not in SERVED
     assert model.metadata["general.file_type"] == "15"  # Q4_K_M
     assert model.metadata["tokenizer.ggml.pre"] == "qwen2"
 
@@ -174,7 +180,7 @@ def test_the_same_adapter_gives_the_version_that_exists(
     before = version.gguf.stat().st_mtime_ns
     again = quantize_run(project, run, progress=lambda what, *_, **__: said.append(what))
     assert again == version
-    assert said == []
+    assert set(said) == {"check version"}
     assert version.gguf.stat().st_mtime_ns == before
 
 
@@ -231,7 +237,10 @@ def test_ctrl_c_leaves_nothing(made: tuple[Project, RunFolder], stage: str) -> N
 
 @pytest.mark.parametrize(
     ("signal_", "error", "says"),
-    [(signal.SIGKILL, EnvironmentProblem, "out of memory"), (signal.SIGSEGV, CloudftError, r"merge: .*SIGSEGV")],
+    [
+        (signal.SIGKILL, EnvironmentProblem, "out of memory"),
+        (signal.SIGSEGV, CloudftError, r"(merge|convert): .*SIGSEGV"),
+    ],
 )
 def test_a_crash_in_native_code_is_an_error(
     made: tuple[Project, RunFolder], signal_: signal.Signals, error: type[CloudftError], says: str
@@ -272,6 +281,9 @@ def test_a_truncated_adapter_is_named(made: tuple[Project, RunFolder], name: str
 def test_an_adapter_without_its_template_is_refused(made: tuple[Project, RunFolder]) -> None:
     project, run = made
     (run.adapter / "chat_template.jinja").unlink()
+    with pytest.raises(IntegrityError, match=r"chat_template\.jinja is gone"):
+        quantize_run(project, run, progress=no_progress)
+    write_result(run)
     with pytest.raises(IntegrityError, match="with which chat template"):
         quantize_run(project, run, progress=no_progress)
 
@@ -283,6 +295,33 @@ def test_a_template_that_is_not_the_runs_is_refused(made: tuple[Project, RunFold
     with pytest.raises(VerifyError, match="not the chat template of the run's spec"):
         quantize_run(project, run, progress=no_progress)
     nothing_left(project)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "chat_template.jinja", "tokenizer.json"])
+def test_what_is_not_what_the_run_trained_is_refused(made: tuple[Project, RunFolder], name: str) -> None:
+    """A flipped bit, another template, another tokenizer: nothing else would notice."""
+    project, run = made
+    data = bytearray((run.adapter / name).read_bytes())
+    data[-20] ^= 1
+    (run.adapter / name).write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"{name} is not what the run trained") as caught:
+        quantize_run(project, run, progress=no_progress)
+    assert caught.value.hint == "bring it home again:  cloudft pull run-1"
+    assert not project.models.exists()
+
+
+def test_what_the_run_did_not_train_is_refused(made: tuple[Project, RunFolder]) -> None:
+    project, run = made
+    (run.adapter / "notes.txt").write_text("no part of a model")
+    (run.adapter / "added_tokens.json").write_text('{"<other>": 7}')
+    with pytest.raises(IntegrityError, match=r"added_tokens\.json did not come from the run"):
+        quantize_run(project, run, progress=no_progress)
+    run.result.write_text("{}")
+    with pytest.raises(IntegrityError, match=r"result\.json is damaged"):
+        quantize_run(project, run, progress=no_progress)
+    run.result.unlink()
+    with pytest.raises(NotFound, match="nobody can say whether the adapter is the one that was trained"):
+        quantize_run(project, run, progress=no_progress)
 
 
 def test_a_drifted_base_is_refused(made: tuple[Project, RunFolder]) -> None:
@@ -312,6 +351,7 @@ def test_an_adapter_tensor_without_a_place_is_refused(made: tuple[Project, RunFo
     weights = load_file(path)
     weights["base_model.model.model.layers.7.mlp.up_proj.lora_A.weight"] = torch.zeros(8, 256)
     save_file(weights, path)
+    write_result(run)
     with pytest.raises(IntegrityError, match=r"layers\.7\.mlp\.up_proj.* has no place in the base"):
         quantize_run(project, run, progress=no_progress)
     nothing_left(project)
@@ -374,7 +414,7 @@ def test_the_base_itself_is_quantised_once_for_the_before(made: tuple[Project, R
         quantized_base(project, locked, type="F16", progress=lambda what, *_, **__: said.append(what), template=TRAINED)
         == gguf
     )
-    assert said == []
+    assert set(said) == {"check version"}
     assert list_versions(project) == []  # it is not a version, and it is not served
     assert current(project) is None
     wanted = merged_logits(tiny_base, make_nothing(run.adapter, project.root), PROMPT)
@@ -403,6 +443,67 @@ def test_several_types_are_several_versions_and_the_first_is_current(made: tuple
     assert (again, current(project)) == ([second], second)
 
 
+def test_a_finer_type_takes_the_place_of_one_that_loses_too_much(quantised: Quantised, tmp_path: Path) -> None:
+    shutil.copytree(quantised.project.root, tmp_path / "copy", symlinks=True)
+    project = Project(tmp_path / "copy")
+    assert quantised.version.manifest.verification.kl_divergence is not None
+    strict = quantised.version.manifest.verification.kl_divergence / 2
+    said: list[str] = []
+    (version,) = quantize_types(
+        project,
+        project.run("run-1"),
+        ["Q4_K_M"],
+        max_kl=strict,
+        step_up=True,
+        progress=lambda what, *_, **__: said.append(what),
+    )
+    assert said.index("check version") < said.index("step up")  # the one that exists is not good enough any more
+    assert version.manifest.type in ("Q5_K_M", "Q6_K", "Q8_0")
+    found = version.manifest.verification
+    assert found.kl_divergence is not None
+    assert found.kl_divergence <= strict == found.kl_limit
+    assert current(project) == version
+    assert {v.manifest.type for v in list_versions(project)} == {"Q4_K_M", version.manifest.type}
+
+
+def test_a_full_fine_tune_is_a_model_already(made: tuple[Project, RunFolder]) -> None:
+    """In shards and with tied embeddings, where an adapter would be; the base is not needed for it."""
+    from transformers import AutoModelForCausalLM
+
+    project, run = made
+    trained = AutoModelForCausalLM.from_pretrained(project.root / "base", dtype="auto")
+    kept = {name: (run.adapter / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    shutil.rmtree(run.adapter)
+    trained.save_pretrained(run.adapter, max_shard_size="500KB")
+    for name, data in kept.items():
+        (run.adapter / name).write_bytes(data)
+    (run.adapter / "chat_template.jinja").write_text(TRAINED)
+    assert len(list(run.adapter.glob("model-*.safetensors"))) > 2
+    write_result(run)
+    shutil.rmtree(project.root / "base")
+    version = quantize_run(project, run, type="Q8_0", progress=no_progress)
+    assert (version.manifest.run_id, version.manifest.base_id, version.manifest.merge) == ("run-1", "base", "")
+    assert version.manifest.adapter_sha256 is not None
+    assert version.manifest.verification.kl_divergence is not None
+    assert version.manifest.verification.kl_divergence < 0.02
+    with pytest.raises(UsageError, match="trained a whole model: it has no adapter"):
+        quantize_adapter(project, run, progress=no_progress)
+    shard = next(run.adapter.glob("model-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(IntegrityError, match=f"{shard.name} is not what the run trained"):
+        quantize_run(project, run, type="F16", progress=no_progress)
+
+
+def test_a_type_that_needs_importances_is_refused_at_once(made: tuple[Project, RunFolder]) -> None:
+    project, run = made
+    with pytest.raises(UsageError, match="IQ2_XS can't be made without knowing") as caught:
+        quantize_types(project, run, ["Q8_0", "iq2_xs"], progress=no_progress)
+    assert caught.value.hint == "cloudft quantize run-1 --type IQ2_XS --imatrix"
+    with pytest.raises(UsageError, match="--model has none"):
+        quantize_model(project, project.root / "base", ["IQ2_XS"], progress=no_progress)
+    assert not project.models.exists()
+
+
 def test_a_whole_model_becomes_a_version(made: tuple[Project, RunFolder]) -> None:
     project, _ = made
     (version,) = quantize_model(project, project.root / "base", ["Q8_0"], progress=no_progress)
@@ -420,6 +521,8 @@ def test_an_adapter_alone_is_a_file_and_no_version(made: tuple[Project, RunFolde
     assert path.parent == project.models / "adapters"
     before = path.stat().st_mtime_ns
     assert quantize_adapter(project, run, progress=no_progress).stat().st_mtime_ns == before
+    lineage = json.loads(path.with_suffix(".json").read_text())
+    assert (lineage["gguf_sha256"], lineage["layers"]) == (sha256_file(path), 14)
     assert list_versions(project) == []
     assert current(project) is None
     assert [p.name for p in project.models.iterdir() if p.name.startswith(".building")] == []

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from local.lora import Lora, read_lora
+from local.adapter import read_lora
+from local.lora import Lora
+from local.merge import lay_out
+from local.overlay import lay_over
 from local.reference import Weights, _skeleton, batches, predictions
 from tests.local.models import ARCHITECTURES, make_lora, make_model
 
@@ -46,6 +49,43 @@ def test_the_predictions_are_those_of_peft(name: str, tmp_path: Path) -> None:
     assert found.dtype == np.float32
     assert wanted.std() > 0.1
     np.testing.assert_allclose(found, wanted, atol=3e-5)
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DoRA": ("llama", {"use_dora": True, "use_rslora": True}),
+    "embedding and output layer": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "scaled embedding": ("gemma", {"target_modules": ["embed_tokens"]}),
+    "trained tokens, tied": (
+        "qwen2",
+        {"trainable_token_indices": [401, 12, 75], "target_modules": ["q_proj"]},
+    ),
+    "the output layer of a tied base": ("qwen2", {"target_modules": ["lm_head"]}),
+    "the embedding of a tied base": ("qwen2", {"target_modules": ["embed_tokens"]}),
+    "the embedding of a tied base, whole": ("qwen2", {"modules_to_save": ["embed_tokens"]}),
+    "both of a tied base, whole": ("qwen2", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "biases and norms": ("qwen2", {"bias": "all", "modules_to_save": ["norm"]}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_form_of_adapter_does_what_it_does_in_peft(variant: str, tmp_path: Path) -> None:
+    """Beside the weights as in training, and merged into them, which shows the merge itself."""
+    import numpy as np
+    import torch
+
+    name, options = VARIANTS[variant]
+    base = make_model(tmp_path / "base", name)
+    adapter = make_lora(tmp_path / "adapter", base, **options)
+    model = in_memory(base, adapter)
+    with torch.inference_mode():
+        wanted = np.concatenate([model(torch.tensor([row])).logits[0].numpy() for row in ROWS])
+    lora = read_lora(base, adapter)
+    assert isinstance(lora, Lora)
+    lay_out(base, base, None, tmp_path / "model")
+    lay_over(tmp_path / "model", lora)
+    for merge in (False, True):
+        found = predictions(tmp_path / "model", lora, ROWS, merge=merge)
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * wanted.std())
 
 
 def test_blocks_of_a_large_layer_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

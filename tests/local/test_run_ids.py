@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from local.draft import new_run_id
 from local.project import Project
-from local.submit import new_run_id
 
 
 def test_a_new_id_sorts_behind_all_others(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from cloudft.errors import Busy, CloudftError, ConfigError, EnvironmentProblem, IntegrityError, NotFound
 from local import serve
-from local.endpoint import Endpoint, Failure, chat_once, connect
+from local.evaluation.endpoint import Endpoint, Failure, chat_once, connect
 from local.project import Project
 from local.scaffold import init_project
 from local.serve_process import serve_in_process, template_used

@@ -163,3 +163,23 @@ def test_a_broken_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_split_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Split((), ()).train = ()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("train", "wanted"), [(60, 0), (79, 0), (80, 8), (160, 16), (300, 16), (400, 20), (1000, 50), (5000, 64)]
+)
+def test_a_few_training_rows_are_kept_back_to_measure_stages(train: int, wanted: int) -> None:
+    rows = [row(f"question {i}") for i in range(train + 20)]
+    parts = split(rows, 20 / len(rows), 7, validation=None)
+    assert (len(parts.train), len(parts.validation), len(parts.holdout)) == (train - wanted, wanted, 20)
+    assert questions(parts.train) | questions(parts.validation) | questions(parts.holdout) == questions(tuple(rows))
+    # What is held out does not depend on it.
+    assert parts.holdout == split(rows, 20 / len(rows), 7).holdout
+
+
+def test_the_share_of_validation_rows_is_the_users_and_questions_stay_together() -> None:
+    rows = [row(f"question {i // 2}", answer) for i, answer in enumerate(["yes", "no"] * 50)]
+    parts = split(rows, 0.2, 7, validation=0.25)
+    assert (len(parts.train), len(parts.validation)) == (60, 20)
+    assert not questions(parts.train) & questions(parts.validation)
+    assert not split(rows, 0.2, 7, validation=0.0).validation

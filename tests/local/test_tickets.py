@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from infra.store_folder import FolderStore
 from jobs.spec import RunSpec
-from jobs.ticket import ATTEMPT_OUTPUTS, RUN_OUTPUTS, Ticket
+from jobs.ticket import ADAPTER, ATTEMPT_OUTPUTS, RUN_OUTPUTS, SLOTS, Ticket
 from local.records import Attempt, PlannedOffer
 from local.tickets import make_ticket
 from tests.rented import SPEC
 
 
-def ticket(root: Path, number: int, rate: float) -> Ticket:
-    spec = RunSpec.model_validate_json(SPEC)
+def ticket(root: Path, number: int, rate: float, spec: RunSpec | None = None) -> Ticket:
+    spec = spec or RunSpec.model_validate_json(SPEC)
     attempt = Attempt(
         number=number,
         name=f"cloudft-r-a{number}-9",
@@ -35,6 +36,30 @@ def test_checkpoints_belong_to_the_run_and_reports_to_the_attempt(tmp_path: Path
         assert second.outputs[name].put.endswith(f"/runs/{first.run_id}/attempts/2/{name}")
     assert set(first.outputs) == {*RUN_OUTPUTS, *ATTEMPT_OUTPUTS}
     assert Ticket.from_json(second.to_json()) == second
+
+
+def test_a_full_fine_tune_may_need_several_objects_for_its_result_and_its_checkpoints(tmp_path: Path) -> None:
+    data = json.loads(SPEC)
+    (stage,) = data["stages"]
+    data["stages"] = [stage | {"method": "full", "lora_r": None, "lora_alpha": None, "lora_dropout": None}]
+    data["base"]["parameters"] = 3_000_000_000
+    names = set(ticket(tmp_path, 1, 0.5, RunSpec.model_validate(data)).outputs)
+    assert names - {*RUN_OUTPUTS, *ATTEMPT_OUTPUTS} == {
+        *(f"{ADAPTER}.{i}" for i in range(1, 3)),  # 6 GB in 16 bits, and what lies beside the weights
+        *(f"{slot}.{i}" for slot in SLOTS for i in range(1, 13)),
+    }
+
+
+def test_only_the_data_that_is_trained_on_or_measured_travels(tmp_path: Path) -> None:
+    data = json.loads(SPEC)
+    file = {"path": "x.jsonl", "sha256": "b" * 64, "bytes": 3}
+    data["data"] |= {"validation": file | {"path": "validation.jsonl"}, "validation_rows": 1}
+    (stage,) = data["stages"]
+    sft = ticket(tmp_path, 1, 0.5, RunSpec.model_validate(data))
+    assert [item.path for item in sft.inputs] == ["train.jsonl", "validation.jsonl"]
+    data["stages"] = [stage | {"kind": "dpo", "beta": 0.1, "rows": 1, "data": file}]
+    dpo = ticket(tmp_path, 1, 0.5, RunSpec.model_validate(data))
+    assert [item.path for item in dpo.inputs] == ["validation.jsonl", "x.jsonl"]
 
 
 def test_only_a_machine_that_costs_money_can_be_taken_away(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from cloudft.errors import VerifyError
+from jobs.rendering import served_template
 from local.toolchain import Toolchain
-from local.verify import inspect, odd_conversations, verify_gguf
+from local.verify import TooFar, inspect, odd_conversations, verify_gguf
 from local.versions import Version
 from tests.local.quantize_fixtures import (
     ROWS,
@@ -116,7 +117,7 @@ def test_an_end_of_text_that_llama_cpp_does_not_know(version: Version, tokenizer
 
 def test_a_turn_that_does_not_end(version: Version, tokenizer: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     template = TRAINED.replace("<|im_end|>", "<|im_start|>")
-    endless = rewrite(toolchain, version.gguf, tmp_path / "endless.gguf", "--chat-template", template)
+    endless = rewrite(toolchain, version.gguf, tmp_path / "endless.gguf", "--chat-template", served_template(template))
     with pytest.raises(VerifyError, match=r"ends a turn with '<\|im_start\|>'.*would not stop"):
         check(endless, tokenizer, template)
 
@@ -187,6 +188,26 @@ def test_predictions_that_are_too_far_off(version: Version, tokenizer: Path) -> 
     arguments = {"gguf": str(version.gguf), "tokenizer": str(tokenizer), "template": TRAINED, "samples": SAMPLES}
     rest = {"reference": other, "architecture": None, "progress": no_progress}
     assert inspect(**arguments, **rest)["kl_divergence"] > 1  # type: ignore[arg-type]  # measured only
-    with pytest.raises(VerifyError, match=r"at most 0\.05 are allowed") as caught:
-        inspect(**arguments, **rest, kind="Q8_0")  # type: ignore[arg-type]
-    assert "--type F16" in caught.value.hint
+    with pytest.raises(TooFar, match=r"at most 0\.05 are allowed") as caught:
+        inspect(**arguments, **rest, kind="Q8_0", limit=0.05)  # type: ignore[arg-type]
+    assert caught.value.lost > 1
+    assert sum(map(len, caught.value.rows)) > 100
+
+
+@pytest.mark.parametrize(("key", "where"), [("add_bos_token", "begin"), ("add_eos_token", "end")])
+def test_a_token_that_a_server_would_add(
+    key: str, where: str, version: Version, tokenizer: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    """llama-server asks the file; the Python package's server does not."""
+    code = (
+        "import sys, gguf; reader = gguf.GGUFReader(sys.argv[1])\n"
+        "writer = gguf.GGUFWriter(sys.argv[2], 'qwen2')\n"
+        "from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata\n"
+        "new = {sys.argv[3]: MetadataDetails(gguf.GGUFValueType.BOOL, True)}\n"
+        "copy_with_new_metadata(reader, writer, new, [])\n"
+    )
+    added = tmp_path / "added.gguf"
+    command = [sys.executable, "-c", code, str(version.gguf), str(added), f"tokenizer.ggml.{key}"]
+    subprocess.run(command, cwd=toolchain.root / "gguf-py", check=True, capture_output=True)
+    with pytest.raises(VerifyError, match=f"llama-server would {where} every prompt with"):
+        check(added, tokenizer)

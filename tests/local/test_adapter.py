@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cloudft.errors import IntegrityError
-from local.lora import Lora, pattern_value, read_lora
+from local.adapter import pattern_value, read_lora
+from local.lora import Lora
 from tests.local.models import change, make_lora, make_model
 from tests.local.quantize_fixtures import tiny_adapter, tiny_base
 
@@ -42,10 +43,10 @@ def test_a_plain_lora_can_be_merged_tensor_by_tensor(tiny_base: Path, tiny_adapt
     assert (pair.rank, pair.scale, pair.shape) == (8, 2.0, (256, 512))
     base = load_file(tiny_base / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
     lora = load_file(tiny_adapter / "adapter_model.safetensors")
-    merged = found.merged("model.layers.1.mlp.down_proj", base)
+    merged = found.merged("model.layers.1.mlp.down_proj.weight", base)
     assert merged.dtype == torch.float32
     assert torch.equal(merged, base.float() + (lora[pair.b] @ lora[pair.a]) * 2)
-    with pytest.raises(IntegrityError, match=r"\(and 12 more\) was not taken up"):
+    with pytest.raises(IntegrityError, match=r"lora_A\.weight \(and 12 more\) was not taken up"):
         found.refuse_unconsumed()
 
 
@@ -71,12 +72,8 @@ def test_patterns_are_read_as_peft_reads_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "whole layers"),
-        ({"bias": "all"}, "biases"),
         ({"lora_bias": True}, "biases"),
         ({"target_parameters": ["experts.down_proj"]}, "experts"),
-        ({"trainable_token_indices": [1]}, "new tokens"),
         ({"fan_in_fan_out": True}, "transposed"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
@@ -89,6 +86,30 @@ def test_what_peft_must_do_is_said(tiny_base: Path, adapter: Path, changes: dict
     found = read_lora(tiny_base, adapter)
     assert isinstance(found, str)
     assert says in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"use_dora": True}, r"layers\.0\.mlp\.down_proj\.lora_magnitude_vector is not in the adapter"),
+        ({"modules_to_save": ["norm"]}, r"model\.norm\.weight is not in the adapter"),
+        ({"bias": "all"}, r"self_attn\.k_proj\.bias \(and 5 more\) is not in the adapter"),
+        ({"bias": "lora_only"}, r"self_attn\.k_proj\.bias \(and 5 more\) is not in the adapter"),
+        ({"trainable_token_indices": [1]}, r"trainable_token_indices are not in the adapter"),
+    ],
+)
+def test_what_should_have_come_along_is_missed(
+    tiny_base: Path, adapter: Path, changes: dict[str, Any], says: str
+) -> None:
+    change(adapter / "adapter_config.json", **changes)
+    with pytest.raises(IntegrityError, match=says):
+        read_lora(tiny_base, adapter)
+
+
+def test_an_adapter_that_does_not_say_what_it_is(tiny_base: Path, adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="names no peft_type"):
+        read_lora(tiny_base, adapter)
 
 
 def spoil(adapter: Path, drop: str = "", **add: tuple[int, ...]) -> None:
@@ -160,13 +181,35 @@ def test_other_names_in_the_base_are_a_case_for_peft(tmp_path: Path, tiny_base: 
     assert "other names" in found
 
 
-def test_the_output_layer_of_a_tied_base(tmp_path: Path) -> None:
+def test_tied_embeddings_become_two_where_only_one_side_was_tuned(tmp_path: Path) -> None:
     tied = make_model(tmp_path / "tied", "qwen2")
-    adapter = make_lora(tmp_path / "adapter", make_model(tmp_path / "untied", "qwen2", tie_word_embeddings=False))
-    spoil(adapter, "", lm_head__lora_A__weight=(8, 256), lm_head__lora_B__weight=(512, 8))
-    found = read_lora(tied, adapter)
-    assert isinstance(found, str)
-    assert "output layer" in found
+    head = make_lora(tmp_path / "head", tied, target_modules=["q_proj"])
+    spoil(head, "", lm_head__lora_A__weight=(8, 256), lm_head__lora_B__weight=(512, 8))
+    found = plain(tied, head)
+    assert (found.untied, list(found.whole)) == (True, ["lm_head.weight"])
+    assert found.whole["lm_head.weight"].file == tied / "model.safetensors"  # as it was before it was tuned
+    first = make_lora(tmp_path / "first", tied, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    found = plain(tied, first)
+    assert (found.untied, sorted(found.whole)) == (True, ["lm_head.weight", "model.embed_tokens.weight"])
+    assert found.whole["model.embed_tokens.weight"].file == first / "adapter_model.safetensors"
+    assert found.whole["lm_head.weight"].file == tied / "model.safetensors"
+    assert not plain(tied, make_lora(tmp_path / "neither", tied, target_modules=["q_proj"])).untied
+
+
+def test_both_sides_of_tied_embeddings_that_stayed_equal_stay_one(tmp_path: Path) -> None:
+    tied = make_model(tmp_path / "tied", "qwen2")
+    adapter = make_lora(tmp_path / "adapter", tied, target_modules=["q_proj"])
+    spoil(adapter, "", model__embed_tokens__weight=(544, 256), lm_head__weight=(544, 256))
+    found = plain(tied, adapter)
+    assert (found.untied, list(found.whole), found.vocabulary) == (False, ["model.embed_tokens.weight"], 544)
+
+
+def test_a_new_size_of_one_of_two_embeddings_is_refused(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama")
+    adapter = make_lora(tmp_path / "adapter", base, target_modules=["q_proj"])
+    spoil(adapter, "", model__embed_tokens__weight=(544, 256))
+    with pytest.raises(IntegrityError, match=r"lm_head\.weight .*did not come along"):
+        read_lora(base, adapter)
 
 
 def test_only_headers_are_read(tiny_base: Path, adapter: Path) -> None:

@@ -1,0 +1,162 @@
+"""`cloudft eval` with a judge and general questions, and `cloudft review`, as a user and a script type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.conftest import REPO
+from tests.local.evaluation.documents import write
+from tests.local.evaluation.judge_double import KEY, MODEL, JudgeDouble, always_first
+from tests.local.evaluation.test_judging import answered
+from tests.local.serve_fixtures import Trained, make_trained
+
+ROWS = [(f"{number} a", {"category": "bug", "priority": "high"}) for number in range(1, 5)]
+BEFORE, AFTER = {"a": "Sure, it is a bug, and it is urgent."}, {"a": '{"category": "bug", "priority": "high"}'}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Trained:
+    return make_trained(tmp_path, ROWS, BEFORE, AFTER)
+
+
+def judge_config(trained: Trained, **judge: Any) -> None:
+    config = yaml.safe_load(trained.project.config_file.read_text())
+    trained.project.config_file.write_text(yaml.safe_dump(config | {"judge": judge}))
+
+
+def start(trained: Trained, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cloudft", *args],
+        cwd=trained.project.root,
+        env=os.environ | {"PYTHONPATH": str(REPO), "JUDGE_KEY": KEY},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def cloudft(trained: Trained, *args: str) -> tuple[int, str, str]:
+    process = start(trained, *args)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def judge() -> Iterator[JudgeDouble]:
+    with JudgeDouble(always_first) as double:
+        yield double
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["--general", "nothing"], 2, "no general suite"),
+        (["--served", "http://127.0.0.1:9/v1"], 2, "--served names the last rung"),
+        (["--judge", "--endpoint", "http://127.0.0.1:9/v1", "--model", "x"], 2, "leave --endpoint out"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_asked(
+    trained: Trained, args: list[str], code: int, says: str
+) -> None:
+    done = cloudft(trained, "eval", *args)
+    assert done[0] == code
+    assert says in done[2]
+    assert not trained.run.evaluation.exists()
+
+
+def test_a_judge_is_asked_only_after_its_cost_was_agreed_to(trained: Trained, judge: JudgeDouble) -> None:
+    code, _, err = cloudft(trained, "eval", "--judge")
+    assert (code, "names no judge" in err) == (3, True)
+    assert trained.run.evaluation.exists(), "before and after are measured all the same"
+    judge_config(trained, url=judge.url, model=MODEL, api_key_env="JUDGE_KEY", price_input=1, price_output=1)
+    code, _, err = cloudft(trained, "eval", "--judge")
+    assert code == 2
+    assert "4 pairs, 8 requests" in err
+    assert re.search(r"at most \$0\.\d\d at the prices", err)
+    assert "--yes" in err
+    assert judge.requests == []
+
+    code, out, err = cloudft(trained, "eval", "--judge", "--yes", "--general", "basics")
+    assert code == 0, err
+    assert len(judge.requests) == 8
+    assert "the judge's verdict is not used: it always prefers the first answer" in out
+    assert "nothing to forget: the base answers 0 of 90" in out
+    code, out, _ = cloudft(trained, "eval", "--judge", "--json")
+    assert code == 0, "nothing new is asked, so nobody is asked"
+    assert len(judge.requests) == 8
+    found = json.loads(out)["data"]
+    assert found["judging"]["standing"] == "not used"
+    assert found["forgetting"][0]["outcome"] == "nothing to forget"
+
+
+def review(trained: Trained, *args: str) -> tuple[subprocess.Popen[str], str]:
+    process = start(trained, "review", "--json", *args)
+    assert process.stdout is not None
+    return process, json.loads(process.stdout.readline())["data"]["url"]
+
+
+def press(url: str, choice: str) -> httpx.Response:
+    page = httpx.get(url, trust_env=False).text
+    pair = re.search(r'name="pair" value="(\w*)"', page)
+    assert pair
+    return httpx.post(f"{url}vote", data={"pair": pair.group(1), "choice": choice}, trust_env=False)
+
+
+def test_a_review_is_stopped_and_goes_on_and_is_exported(trained: Trained) -> None:
+    before, after = [f"short {n}" for n in range(6)], [f"rather long {n}" for n in range(6)]
+    write(trained.run, answered([*before]), answered([*after]))
+    code, _, err = cloudft(trained, "review", "--export", "pairs.jsonl")
+    assert (code, "no vote prefers an answer yet" in err) == (4, True)
+
+    process, url = review(trained, "--pairs", "4")
+    press(url, "left")
+    press(url, "right")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    check = json.loads(out)["data"]["spot_check"]
+    assert (check["drawn"], check["after"] + check["before"]) == (4, 2)
+
+    process, url = review(trained, "--pairs", "4")
+    assert "Pair 3 of 4" in httpx.get(url, trust_env=False).text
+    press(url, "tie")
+    press(url, "left")
+    process.kill()
+    process.communicate(timeout=60)
+
+    process, url = review(trained, "--pairs", "4")
+    assert "All pairs are done" in httpx.get(url, trust_env=False).text
+    press(url, "finish")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found = json.loads(out)["data"]
+    assert (found["spot_check"]["after"] + found["spot_check"]["before"], found["spot_check"]["ties"]) == (3, 1)
+    assert json.loads(trained.run.evaluation.read_text())["spot_check"] == found["spot_check"]
+
+    code, out, err = cloudft(trained, "review", "--pairs", "4", "--export", "pairs.jsonl")
+    assert (code, "3 preference pairs" in out) == (0, True)
+    assert "hold-out" in err
+    pairs = [json.loads(line) for line in (trained.project.root / "pairs.jsonl").read_text().splitlines()]
+    assert {tuple(pair) for pair in pairs} == {("prompt", "chosen", "rejected")}
+    assert all(
+        {pair["chosen"][0]["content"][:5], pair["rejected"][0]["content"][:5]} == {"short", "rathe"} for pair in pairs
+    )
+
+
+def test_a_run_that_was_not_evaluated_is_not_reviewed(trained: Trained) -> None:
+    code, _, err = cloudft(trained, "review", "--json")
+    assert code == 5
+    assert json.loads(err)["hint"].startswith("measure it:  cloudft eval")
