@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.services.browser import browser
@@ -29,12 +31,28 @@ __all__ = [
 BUILD_TIMEOUT = 1200
 
 
+# A file with one of these words uses the engine.
+OF_DOCKER = ("docker_engine", "train_image", "RegistryServer", "Compose", "base_image")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers the tests of a file stay together, and all files of Docker's: they share images that are
+    built once, and look at the engine's containers. (pytest-xdist's own groups do nothing under this pytest.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            text = (config.rootpath / file).read_text(encoding="utf-8")
+            return "docker" if any(word in text for word in OF_DOCKER) else file
+
+    return ByFile(config, log)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what is used. With several workers the tests of a file stay together, and all of Docker's: they share
-    images that are built once, and mostly wait for the engine. (Later hooks come after pytest-xdist has looked.)"""
+    """Mark what is used."""
     used = set(getattr(item, "fixturenames", ()))
-    docker = bool(used & {"docker_engine", "registry", "compose"})
-    item.add_marker(pytest.mark.xdist_group("docker" if docker else item.nodeid.partition("::")[0]))
     if "docker_engine" in used:
         item.add_marker(pytest.mark.docker)
         if item.get_closest_marker("timeout") is None:
