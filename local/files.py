@@ -32,6 +32,29 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Fill the folder that is given; on success it takes the place of ``folder``, else it is removed.
+
+    What a killed process left behind goes too; killed between the two renames, the older folder comes back first. Two
+    at a time must be kept apart by a lock.
+    """
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        yield fresh
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``, whole or not at all."""
     with atomic_open(path) as out:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from cloudft.errors import Busy, EnvironmentProblem, IntegrityError, RunFailed
 from infra.store import Store
-from local.files import need_space, sha256_file
+from local.files import atomic_folder, need_space, sha256_file
 from local.progress import Progress
 from local.records import RunRecord, attempt_prefix, locked
 from local.reports import fetch_reports
@@ -136,9 +135,7 @@ def _damaged(what: str) -> IntegrityError:
 
 
 def _unpack(tar_path: Path, folder: Path, files: dict[str, str]) -> None:
-    fresh = folder.with_name(".adapter.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with atomic_folder(folder) as fresh:
         try:
             with tarfile.open(tar_path) as tar:
                 tar.extractall(fresh, filter="data")
@@ -146,11 +143,3 @@ def _unpack(tar_path: Path, folder: Path, files: dict[str, str]) -> None:
             raise _damaged(str(exc)) from exc
         if not _is_here(fresh, files):
             raise _damaged("a file inside has another sha256")
-        old = folder.with_name(".adapter.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

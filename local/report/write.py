@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from local.files import write_text
+from local.files import atomic_folder, write_text
 from local.project import Project, RunFolder
 from local.report.collect import collect
 from local.report.model import Report
@@ -48,22 +46,8 @@ def write_report(project: Project, run: RunFolder) -> Written:
 
 
 def _replace(folder: Path, files: dict[str, str]) -> None:
-    """Put the new folder in place of the old one when it is whole. What a killed process left behind goes too."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        # Killed between the two renames: the older report is still whole.
-        old.rename(folder)
-    for left in folder.parent.glob(f".{folder.name}.new-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    fresh = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
-    try:
+    """Put the new folder in place of the old one when it is whole."""
+    with atomic_folder(folder) as fresh:
         for name, text in files.items():
             # Half a surrogate pair, which a model can answer with, has no place in UTF-8.
             write_text(fresh / name, text.encode("utf-8", "replace").decode())
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -6,30 +6,13 @@ request that breaks three times more: ``ALL_TRIES`` of them make it give up.
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from tests.doubles.faults import Fault, FaultList
 
 ALL_TRIES = 4
 
 
-@dataclass
-class Fault:
-    """One thing that goes wrong; ``hits`` says how often it did."""
-
-    kind: str
-    target: str
-    times: int | None
-    value: float = 0.0
-    hits: int = 0
-
-
-@dataclass
-class Faults:
+class Faults(FaultList):
     """All that is switched on. Safe to use from several threads."""
-
-    list_lag_s: float = 0.0
-    _all: list[Fault] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def drop_request(self, call: str = "*", *, times: int | None = ALL_TRIES) -> Fault:
         """The stream breaks before the server acts."""
@@ -87,24 +70,6 @@ class Faults:
         """Lists show a sandbox only so long after its birth; looking it up by name or id is exact."""
         self.list_lag_s = seconds
 
-    def clear(self) -> None:
-        """All is well again."""
-        with self._lock:
-            self._all.clear()
-            self.list_lag_s = 0.0
-
     def take(self, kind: str, target: str = "*") -> Fault | None:
         """The fault that strikes now, counted as a hit."""
-        with self._lock:
-            for fault in self._all:
-                left = fault.times is None or fault.hits < fault.times
-                if fault.kind == kind and left and fault.target in ("*", target):
-                    fault.hits += 1
-                    return fault
-        return None
-
-    def _add(self, kind: str, target: str, times: int | None, value: float = 0.0) -> Fault:
-        fault = Fault(kind, target, times, value)
-        with self._lock:
-            self._all.append(fault)
-        return fault
+        return self._take(kind, lambda of: of in ("*", target))

@@ -7,37 +7,20 @@ returns the fault, whose ``hits`` says how often it struck, so that a test can p
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from tests.doubles.faults import Fault, FaultList
 
 CallFaultKind = Literal["drop_request", "drop_reply", "rate_limit", "bad_gateway", "delay"]
 PodFaultKind = Literal["no_capacity", "never_boot", "crash_loop", "stale_price", "slow_terminate", "refuse_registry"]
 
 
 @dataclass
-class Fault:
-    """One thing that goes wrong, ``target`` being the call's or the GPU's name, or a pod name's prefix."""
+class Faults(FaultList):
+    """All that is switched on. A fault's target is a call's or a GPU's name, or a pod name's prefix."""
 
-    kind: str
-    target: str
-    times: int | None
-    value: float = 0.0
-    hits: int = 0
-
-    def left(self) -> bool:
-        return self.times is None or self.hits < self.times
-
-
-@dataclass
-class Faults:
-    """All that is switched on. Safe to use from several threads."""
-
-    list_lag_s: float = 0.0
     linger_s: float = 0.0
-    _all: list[Fault] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     # calls
     def drop_request(self, call: str = "*", *, times: int | None = 1) -> Fault:
@@ -96,9 +79,8 @@ class Faults:
 
     def clear(self) -> None:
         """All is well again."""
-        with self._lock:
-            self._all.clear()
-            self.list_lag_s = self.linger_s = 0.0
+        super().clear()
+        self.linger_s = 0.0
 
     # the server's side
     def take_call(self, kind: CallFaultKind, call: str) -> Fault | None:
@@ -110,17 +92,3 @@ class Faults:
 
     def take_name(self, kind: PodFaultKind, name: str) -> Fault | None:
         return self._take(kind, name.startswith)
-
-    def _take(self, kind: str, matches: Callable[[str], bool]) -> Fault | None:
-        with self._lock:
-            for fault in self._all:
-                if fault.kind == kind and fault.left() and matches(fault.target):
-                    fault.hits += 1
-                    return fault
-        return None
-
-    def _add(self, kind: str, target: str, times: int | None, value: float = 0.0) -> Fault:
-        fault = Fault(kind, target, times, value)
-        with self._lock:
-            self._all.append(fault)
-        return fault

@@ -72,7 +72,7 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     project, run = made_up.make_run(tmp_path)
     written = write_report(project, run)
     before = {path.name: path.read_bytes() for path in written.folder.iterdir()}
-    (run.root / ".report.new-left").mkdir()  # a process that was killed while it wrote
+    (run.root / ".report.new").mkdir()  # a process that was killed while it wrote
     real = rendering.render(written.report)
     # The disk is full at the last file.
     monkeypatch.setattr("local.report.write.render", lambda _: {**real, "no/such\0name": ""})
