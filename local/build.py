@@ -19,6 +19,7 @@ from local.importance import importances
 from local.lora import Lora
 from local.overlay import lay_over
 from local.progress import Progress
+from local.verify_tokens import Messages, prompts
 
 TENSORWISE = "tensor by tensor"
 
@@ -32,10 +33,10 @@ def build(
     scratch: str,
     outs: dict[str, str],
     name: str,
-    samples: list[verify.Messages],
+    samples: list[Messages],
     progress: Progress,
     steps: dict[str, list[str]] | None = None,
-    imatrix: list[verify.Messages] | None = None,
+    imatrix: list[Messages] | None = None,
     limits: dict[str, float] | None = None,
     again: str = "cloudft quantize",
 ) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def build(
 
     Returns:
         ``merge``: how the adapter was merged, in words; ``took``: type asked for → type made; ``verification``: type
-        made → fields of ``verify.Verification``; ``prompts``: see ``verify.prompts``.
+        made → fields of ``verify.Verification``; ``prompts``: see ``verify_tokens.prompts``.
 
     Raises:
         CloudftError: see ``lora.read_lora``, ``merge.merge_adapter``, ``onepass.write``, ``verify.inspect``.
@@ -71,8 +72,8 @@ def build(
     found: dict[str, dict[str, Any]] = {}
     took = {kind: _first_good(kind, finer, files, checks, found) for kind, finer in steps.items()}
     shutil.rmtree(source.model)
-    prompts = verify.prompts(source.tokenizer, template, samples)
-    return {"merge": source.how, "took": took, "verification": found, "prompts": prompts}
+    asked = prompts(source.tokenizer, template, samples)
+    return {"merge": source.how, "took": took, "verification": found, "prompts": asked}
 
 
 def _first_good(kind: str, finer: list[str], files: _Files, checks: _Checks, found: dict[str, dict[str, Any]]) -> str:
@@ -127,7 +128,7 @@ class _Files:
         source: _Source,
         paths: dict[str, Path],
         name: str,
-        imatrix: list[verify.Messages] | None,
+        imatrix: list[Messages] | None,
         template: str | None,
     ) -> None:
         self.source, self.paths, self.name, self.imatrix, self.template = source, paths, name, imatrix, template
@@ -175,7 +176,7 @@ class _Checks:
         self,
         source: _Source,
         template: str | None,
-        samples: list[verify.Messages],
+        samples: list[Messages],
         limits: dict[str, float],
         again: str,
     ) -> None:

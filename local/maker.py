@@ -30,7 +30,8 @@ from local.project import Project, RunFolder
 from local.quant_types import offered
 from local.toolchain import VERSION, ensure_toolchain, require_packages
 from local.trained import UNTOUCHED, Trained
-from local.verify import Messages, Verification
+from local.verify import Verification
+from local.verify_tokens import Messages
 from local.versions import MANIFEST, MODEL, PROMPTS, TEMPLATE, Manifest, Version, read_version
 from local.worker import run_worker
 

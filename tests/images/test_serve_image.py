@@ -29,7 +29,7 @@ from local.scaffold import write_serving_files
 from local.serve import serve_with_docker, stop
 from local.serve_check import refuse_other_prompts
 from local.toolchain import Toolchain
-from local.verify import prompts
+from local.verify_tokens import prompts
 from local.versions import MANIFEST, MODEL, PROMPTS, promote
 from tests.local.quantize_fixtures import ROWS as TICKETS
 from tests.local.quantize_fixtures import Quantised, quantised, tiny_adapter, tiny_base, toolchain

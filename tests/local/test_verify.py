@@ -14,7 +14,8 @@ import pytest
 from cloudft.errors import VerifyError
 from jobs.rendering import served_template
 from local.toolchain import Toolchain
-from local.verify import TooFar, inspect, odd_conversations, verify_gguf
+from local.verify import TooFar, inspect, verify_gguf
+from local.verify_tokens import odd_conversations
 from local.versions import Version
 from tests.local.quantize_fixtures import (
     ROWS,
