@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,4 +87,14 @@ def _show(project: Project, out: Output) -> None:
         "report": str(report),
     }
     out.result(data, text)
-    out.next_commands(f"cd {project.root}", "cloudft serve", "cloudft status", "cloudft init -C my-project")
+    out.next_commands(
+        *_reachable(), f"cd {project.root}", "cloudft serve", "cloudft status", "cloudft init -C my-project"
+    )
+
+
+def _reachable() -> tuple[str, ...]:
+    """What makes the shell find ``cloudft``, where it does not: ``make demo`` installs it into a folder of its own."""
+    here = Path(sys.executable).parent
+    if shutil.which("cloudft") or not (here / "cloudft").exists():
+        return ()
+    return (f'export PATH="{here}:$PATH"',)

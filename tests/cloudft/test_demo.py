@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from cloudft.commands.demo_command import _reachable
+
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -40,3 +42,14 @@ def test_ctrl_c_keeps_what_was_made_and_says_how_to_go_on(tmp_path: Path) -> Non
     if list((folder / "runs").glob("2*")):
         ended = subprocess.run([*argv, "cancel", "--now", "--json", "-C", "demo"], capture_output=True, **options)
         assert json.loads(ended.stdout)["data"]["billed_now"] is False, ended.stderr
+
+
+def test_the_next_commands_can_be_typed_where_cloudft_is_not_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cloudft").touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert _reachable() == (f'export PATH="{tmp_path}:$PATH"',)
+    monkeypatch.setenv("PATH", f"/usr/bin:{tmp_path}")
+    assert _reachable() == ()
