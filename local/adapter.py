@@ -22,6 +22,13 @@ PREFIX = "base_model.model."
 FACTOR = re.compile(r"\.lora_([AB])\.weight$|\.lora_embedding_([AB])$|\.lora_magnitude_vector$")
 TOKENS = ".token_adapter.trainable_tokens_delta"
 OUTPUT = "lm_head.weight"
+# What architectures call their input layer, and the output layer of one that is renamed while it is loaded.
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|embed_in|embeddings?)\.weight$")
+OTHER_OUTPUT = "embed_out.weight"
+# Stored, and never a layer of the model in memory, so no adapter can have a part for it: the layers that predict
+# several tokens at once, and the experts of a mixture one by one, which transformers joins while loading.
+STORED_ONLY = re.compile(r"(^|\.)mtp\.")
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 # Whatever their value, these change nothing about how the tensors of the file are added to the base.
 HARMLESS = (
@@ -49,20 +56,36 @@ def read_lora(base: Path, adapter: Path) -> Lora | str:
     config = read_json(adapter / ADAPTER_CONFIG)
     if reason := _not_plain(config):
         return reason
-    brought = {name.removeprefix(PREFIX): tensor for name, tensor in read_header(adapter / ADAPTER_WEIGHTS).items()}
+    brought = _brought(adapter / ADAPTER_WEIGHTS)
     stored = base_tensors(base)
     names = {name for name in brought if FACTOR.search(name)}
     modules = {FACTOR.sub("", name) for name in names}
-    if not any(f"{module}.weight" in {*stored, OUTPUT} for module in modules):
-        return "the base stores its tensors under other names than it has in memory"
+    if reason := _not_layers(brought, names, config) or _stored_otherwise(modules, set(brought) - names, stored):
+        return reason
     found = Lora(adapter / ADAPTER_WEIGHTS, {})
     _take_whole(found, {name: tensor for name, tensor in brought.items() if name not in names}, stored, config)
-    if (OUTPUT not in stored or _is_tied(base)) and not _untie(found, modules, stored):
+    text = _text_config(base)
+    tied = not {OUTPUT, OTHER_OUTPUT} & stored.keys() or bool(text.get("tie_word_embeddings"))
+    if tied and not _untie(found, modules, stored):
         return "it changes one side of tied embeddings in a way that is left to peft"
     shapes = {name: tensor.shape for name, tensor in stored.items()} | {n: t.shape for n, t in found.whole.items()}
     _take_pairs(found, modules, brought, shapes, config)
-    _refuse_missing(config, modules, found, shapes)
+    in_memory = {name: shape for name, shape in shapes.items() if _is_in_memory(name, modules, text)}
+    if tied and OUTPUT not in brought:  # no file has it, and yet it may be missing
+        in_memory.setdefault(OUTPUT, (0, 0))
+    _refuse_missing(config, modules, found, in_memory)
     return found
+
+
+def _brought(path: Path) -> dict[str, Tensor]:
+    """The adapter's tensors by what they are called in the base."""
+    tensors = read_header(path)
+    if strange := sorted(name for name in tensors if not name.startswith(PREFIX)):
+        raise IntegrityError(
+            f"{path} was not saved by peft: {strange[0]}{and_more(strange)} does not begin with {PREFIX}",
+            hint=GET_AGAIN,
+        )
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
 def _not_plain(config: dict[str, Any]) -> str:
@@ -78,6 +101,35 @@ def _not_plain(config: dict[str, Any]) -> str:
     return ""
 
 
+def _not_layers(brought: dict[str, Tensor], factors: set[str], config: dict[str, Any]) -> str:
+    """Why factors can't be added as a product of two matrices; empty if they can."""
+    if config.get("use_dora") and any(".lora_embedding_" in name for name in factors):
+        return "it is a DoRA on an embedding"
+    if any(len(brought[name].shape) > 2 for name in factors):
+        return "it tunes convolutions"
+    return ""
+
+
+def _stored_otherwise(modules: set[str], others: set[str], stored: dict[str, Tensor]) -> str:
+    """Why the base's files can't say where a part of the adapter belongs; empty if they can.
+
+    A single name that is not there is an adapter that does not fit, but for a mixture of experts: of those transformers
+    joins and renames layers while loading, and peft alone can tell.
+    """
+    named = {*stored, OUTPUT}
+    places = {f"{module}.weight" for module in modules} | {
+        f"{name.removesuffix(TOKENS)}.weight" if name.endswith(TOKENS) else name.replace(".base_layer.", ".")
+        for name in others
+    }
+    if not any(f"{module}.weight" in named for module in modules):
+        return "the base stores its tensors under other names than it has in memory"
+    if OUTPUT in places and OTHER_OUTPUT in stored:
+        return "the base stores its output layer under another name than it has in memory"
+    if places - named and any(EXPERT.search(name) for name in stored):
+        return "the base stores its experts under other names than it has in memory"
+    return ""
+
+
 def _take_whole(found: Lora, brought: dict[str, Tensor], stored: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Sort out what is no factor: trained tokens, and tensors that take the place of the base's."""
     for name, tensor in brought.items():
@@ -87,7 +139,7 @@ def _take_whole(found: Lora, brought: dict[str, Tensor], stored: dict[str, Tenso
             continue
         plain = name.replace(".base_layer.", ".")
         place = stored.get(plain)
-        embedding = plain == OUTPUT or plain.endswith("embed_tokens.weight")
+        embedding = _is_table(plain)
         if place is None and plain != OUTPUT:
             raise _unfit([f"{PREFIX}{name}"], "has no place in the base")
         if place is not None and place.shape != tensor.shape:
@@ -95,10 +147,15 @@ def _take_whole(found: Lora, brought: dict[str, Tensor], stored: dict[str, Tenso
                 raise _unfit([f"{PREFIX}{name}"], f"is {tensor.shape}, and {place.shape} in the base")
             found.vocabulary = tensor.shape[0]
         found.whole[plain] = tensor
-    sizes = {tensor.shape[0] for name, tensor in found.whole.items() if name.endswith(("embed_tokens.weight", OUTPUT))}
-    lacking = [n for n in stored if n.endswith(("embed_tokens.weight", OUTPUT)) and n not in found.whole]
+    sizes = {tensor.shape[0] for name, tensor in found.whole.items() if _is_table(name)}
+    lacking = [name for name in stored if _is_table(name) and name not in found.whole]
     if found.vocabulary is not None and (len(sizes) > 1 or lacking):
         raise _unfit([*lacking, "lm_head.weight"], f"did not come along with the size of the others ({sorted(sizes)})")
+
+
+def _is_table(name: str) -> bool:
+    """Whether a tensor has a row for each token."""
+    return name == OUTPUT or EMBEDDING.search(name) is not None
 
 
 def _rows(name: str, module: str, tensor: Tensor, stored: dict[str, Tensor], config: dict[str, Any]) -> Rows:
@@ -117,7 +174,7 @@ def _untie(found: Lora, modules: set[str], stored: dict[str, Tensor]) -> bool:
 
     Returns False for what is not worth the care here.
     """
-    first = next((name for name in stored if name.endswith("embed_tokens.weight")), None)
+    first = next((name for name in stored if EMBEDDING.search(name)), None)
     tuned = {"lm_head", first.removesuffix(".weight") if first else ""} & modules
     input_, output = found.whole.get(first or ""), found.whole.get(OUTPUT)
     if not tuned and input_ is None and output is None:
@@ -187,11 +244,12 @@ def pattern_value(pattern: dict[str, Any] | None, module: str, default: Any) -> 
 
 def _refuse_missing(config: dict[str, Any], modules: set[str], found: Lora, shapes: dict[str, tuple[int, ...]]) -> None:
     """All of a module's tensors may be gone: the configuration says what was trained."""
-    for entry in config.get("modules_to_save") or []:
-        inside = re.compile(rf"(^|\.){re.escape(entry)}\.")
-        if missing := sorted(name for name in shapes if inside.search(name) and name not in found.whole):
-            raise _unfit([f"{PREFIX}{name}" for name in missing], "is not in the adapter")
-    if config.get("trainable_token_indices") and not found.rows:
+    saved = tuple(config.get("modules_to_save") or ())
+    if missing := sorted(name for name in shapes if name not in found.whole and _is_inside(name, saved)):
+        raise _unfit([f"{PREFIX}{name}" for name in missing], "is not in the adapter")
+    tokens = config.get("trainable_token_indices") or {}
+    named = [key for key in tokens if isinstance(tokens, dict) and f"{key}.weight" != OUTPUT]  # which may be tied
+    if (tokens and not found.rows) or any(not any(_matches([key], module) for module in found.rows) for key in named):
         raise _unfit(["the rows of trainable_token_indices"], "are not in the adapter")
     biases = {name for name in shapes if name.endswith(".bias")}
     if config.get("bias") == "lora_only":
@@ -203,11 +261,29 @@ def _refuse_missing(config: dict[str, Any], modules: set[str], found: Lora, shap
     matrices = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
     wanted = {m for m in matrices if _matches(config["target_modules"], m)}
     wanted -= {m for m in wanted if _matches(config.get("exclude_modules") or [], m)}
-    if (layers := config.get("layers_to_transform")) is not None:
+    wanted -= {m for m in wanted if any(re.match(rf"(^|.*\.){entry}($|\..*)", m) for entry in saved)}
+    layers = config.get("layers_to_transform")
+    if layers is not None and layers != []:
         layers = [layers] if isinstance(layers, int) else layers
-        wanted = {m for m in wanted if (at := re.match(r".*\.[^.]*\.(\d+)\.", m)) and int(at[1]) in layers}
+        wanted = {m for m in wanted if (at := re.match(r".*?\.[^.]*\.(\d+)\.", m)) and int(at[1]) in layers}
     if missing := sorted(wanted - modules):
         raise _unfit([f"{PREFIX}{module}.lora_A.weight" for module in missing], "is not in the adapter")
+
+
+def _is_in_memory(name: str, modules: set[str], config: dict[str, Any]) -> bool:
+    """Whether a tensor of the files is one of a layer that the model has in memory too, by that name."""
+    if EXPERT.search(name):
+        return any(EXPERT.search(f"{module}.") for module in modules)
+    if STORED_ONLY.search(name) or name == OTHER_OUTPUT:
+        return False
+    layer, depth = re.search(r"(?:^|\.)layers\.(\d+)\.", name), config.get("num_hidden_layers")
+    return layer is None or depth is None or int(layer[1]) < depth
+
+
+def _is_inside(name: str, saved: tuple[str, ...]) -> bool:
+    """peft's rule for ``modules_to_save``: every module whose name ends so, with all that is in it."""
+    parts = name.split(".")[:-1]
+    return bool(saved) and any(".".join(parts[:end]).endswith(saved) for end in range(1, len(parts) + 1))
 
 
 def _matches(targets: str | list[str], module: str) -> bool:
@@ -228,8 +304,13 @@ def base_tensors(base: Path) -> dict[str, Tensor]:
     return found
 
 
-def _is_tied(base: Path) -> bool:
-    """Whether the configuration says that the output layer is the embedding."""
+def sixteen_bits(model: Path) -> int:
+    """Bytes of a model folder's weights in 16 bits, also where they lie in 32."""
+    wide = {"F32": 2, "F64": 4}
+    return sum((t.end - t.begin) // wide.get(t.dtype, 1) for t in base_tensors(model).values())
+
+
+def _text_config(base: Path) -> dict[str, Any]:
+    """The configuration of what reads and writes text, also of a model that can see as well."""
     config = read_json(base / "config.json")
-    text = config.get("text_config") or config
-    return bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings")))
+    return config | (config.get("text_config") or {})

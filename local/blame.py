@@ -9,7 +9,7 @@ from typing import Any
 
 from cloudft.errors import VerifyError
 from local import divergence, merge, onepass, reference, verify
-from local.adapter import base_tensors
+from local.adapter import sixteen_bits
 from local.lora import Lora
 from local.progress import Progress, silent
 
@@ -78,7 +78,7 @@ class Reference:
     def _converted(self, rows: list[list[int]], toolchain: Path, scratch: Path) -> Any:
         """Predictions of a 16-bit file; where there is no room for one, those of the merge."""
         folder = scratch / "explain"
-        if shutil.disk_usage(scratch).free < 1.1 * _sixteen_bits(self.model):
+        if shutil.disk_usage(scratch).free < 1.1 * sixteen_bits(self.model):
             return self._merged(rows)
         folder.mkdir()
         full = folder / "full.gguf"
@@ -91,13 +91,17 @@ class Reference:
             shutil.rmtree(folder)
 
 
-def refusal(kind: str, found: verify.TooFar, loss: Loss, tried: list[str], again: str) -> VerifyError:
+def refusal(
+    kind: str, found: verify.TooFar, loss: Loss, tried: list[str], again: str, max_kl: float | None = None
+) -> VerifyError:
     """The error for a file that is too far off, with what to type next.
 
     Args:
         tried: the types that were made, with their divergence.
-        again: the command that was typed.
+        again: the command that was typed, without types and limit.
+        max_kl: the limit that was typed, if one was.
     """
+    limit = f" --max-kl {max_kl:g}" if max_kl is not None else ""
     before = f". Coarser types lost more: {', '.join(tried[:-1])}" if len(tried) > 1 else ""
     better = divergence.finer(kind)
     if loss.step != QUANTISATION:
@@ -105,12 +109,6 @@ def refusal(kind: str, found: verify.TooFar, loss: Loss, tried: list[str], again
     elif better is None:
         hint = f"if it is good enough for you:  {again} --type {kind} --max-kl {found.lost * 1.1:.2g}"
     else:
-        hint = f"take the first finer type that is good enough:  {again} --type {kind} --step-up"
-        hint += f"    or name it:  {again} --type {better}"
+        hint = f"take the first finer type that is good enough:  {again} --type {kind}{limit} --step-up"
+        hint += f"    or name it:  {again} --type {better}{limit}"
     return VerifyError(f"{found.what}{before}. {loss}", effect=found.effect, hint=hint)
-
-
-def _sixteen_bits(model: Path) -> int:
-    """Bytes of a model in 16 bits, also where it lies in 32."""
-    wide = {"F32": 2, "F64": 4}
-    return sum((t.end - t.begin) // wide.get(t.dtype, 1) for t in base_tensors(model).values())

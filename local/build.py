@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from local import divergence, merge, onepass, verify
+from local import merge, onepass, verify
 from local.adapter import read_lora
 from local.blame import QUANTISATION, Reference, refusal
 from local.headstart import HeadStart
@@ -37,7 +37,7 @@ def build(
     progress: Progress,
     steps: dict[str, list[str]] | None = None,
     imatrix: list[Messages] | None = None,
-    limits: dict[str, float] | None = None,
+    max_kl: float | None = None,
     again: str = "cloudft quantize",
 ) -> dict[str, Any]:
     """Build files from the model in ``base``, with the adapter merged into it where there is one.
@@ -52,7 +52,7 @@ def build(
         samples: conversations to verify with; the first are those that predictions are compared on.
         steps: types asked for → finer types of ``outs`` that may take their place; None: all of ``outs``, and none.
         imatrix: conversations from which to learn which weights matter; None: all matter alike.
-        limits: divergence from the 16-bit merge that is allowed, in nats per token; None: the types' own.
+        max_kl: divergence from the 16-bit merge that is allowed, in nats per token; None: each type's own.
         again: the command that was typed, for hints.
 
     Returns:
@@ -65,10 +65,9 @@ def build(
     source = _Source(Path(base), Path(adapter) if adapter else None, Path(toolchain), Path(scratch), progress)
     source.prepare(template)
     steps = steps if steps is not None else {kind: [] for kind in outs}
-    limits = limits if limits is not None else {kind: divergence.limit_of(kind) for kind in outs}
     files = _Files(source, {kind: Path(path) for kind, path in outs.items()}, name, imatrix, template)
     files.write(list(steps), HeadStart(source.model, source.lora, list(steps)))
-    checks = _Checks(source, template, samples, limits, again)
+    checks = _Checks(source, template, samples, max_kl, again)
     found: dict[str, dict[str, Any]] = {}
     took = {kind: _first_good(kind, finer, files, checks, found) for kind, finer in steps.items()}
     shutil.rmtree(source.model)
@@ -177,10 +176,10 @@ class _Checks:
         source: _Source,
         template: str | None,
         samples: list[Messages],
-        limits: dict[str, float],
+        max_kl: float | None,
         again: str,
     ) -> None:
-        self.source, self.template, self.samples, self.limits, self.again = source, template, samples, limits, again
+        self.source, self.template, self.samples, self.max_kl, self.again = source, template, samples, max_kl, again
         peft = source.adapter if source.adapter is not None and source.lora is None else None
         self.reference = Reference(source.model, source.lora, source.base, peft, source.progress)
         self._refused: dict[str, verify.TooFar] = {}
@@ -201,7 +200,7 @@ class _Checks:
                 progress=self.source.progress,
                 types=files.types[kind],
                 kind=kind,
-                limit=self.limits[kind],
+                max_kl=self.max_kl,
             )
         except verify.TooFar as exc:
             self._refused[kind] = exc
@@ -213,4 +212,4 @@ class _Checks:
         loss = self.reference.explain(found.rows, found.lost, self.source.toolchain, self.source.scratch)
         if rest and loss.step == QUANTISATION:
             return rest[0]
-        raise refusal(kind, found, loss, tried, self.again) from found
+        raise refusal(kind, found, loss, tried, self.again, self.max_kl) from found

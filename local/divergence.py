@@ -29,9 +29,9 @@ MOST = 0.3
 FINER = ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 
 
-def limit_of(kind: str) -> float:
-    """The divergence that a file of a type may have, in nats per token."""
-    return round(max(FLOOR, min(MOST, FACTOR * TYPICAL.get(kind, MOST))), 2)
+def limit_of(kind: str, own: float | None = None) -> float:
+    """The divergence that a file of a type may have, in nats per token. ``own``: a limit that the user set."""
+    return own if own is not None else round(max(FLOOR, min(MOST, FACTOR * TYPICAL.get(kind, MOST))), 2)
 
 
 def steps_up(kind: str) -> list[str]:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from local import ggml
-from local.base import read_json, weight_files
+from local.adapter import EMBEDDING, OUTPUT, base_tensors
 from local.lora import Lora
-from local.safetensors_file import read_header
 
 CHUNK = 1 << 18  # numbers in a block: large enough that Python's share is small, small enough for the cache
 MOST = 192 * 2**20  # bytes of blocks kept, of all files together
@@ -74,18 +73,20 @@ class HeadStart:
 
 def _guess(folder: Path, lora: Lora | None, kinds: list[str]) -> list[tuple[Path, int, str, tuple[int, int], set[int]]]:
     """What is worth starting with: file, offset, type of the numbers, shape, types to make."""
-    tied = bool(read_json(folder / "config.json").get("tie_word_embeddings"))
+    kinds = [kind for kind in kinds if kind in GUESSES]
+    if not kinds:
+        return []
+    tensors = base_tensors(folder)
+    tied = OUTPUT not in tensors
     changed = lora.changed() if lora is not None else set()
     found: list[tuple[Path, int, str, tuple[int, int], set[int]]] = []
-    for path in weight_files(folder):
-        for name, tensor in read_header(path).items():
-            if not name.endswith(("lm_head.weight", "embed_tokens.weight")) or name in changed:
-                continue
-            if tensor.dtype not in ("BF16", "F16") or len(tensor.shape) != 2 or tensor.shape[1] % 32:
-                continue
-            place = tied or name.endswith("lm_head.weight")
-            types = {GUESSES[kind][place] for kind in kinds if kind in GUESSES}
-            if tensor.shape[1] % 256:
-                types = {NARROW.get(type_, type_) for type_ in types}
-            found.append((path, tensor.begin, tensor.dtype, tensor.shape, types))
+    for name, tensor in tensors.items():
+        if not (name == OUTPUT or EMBEDDING.search(name)) or name in changed:
+            continue
+        if tensor.dtype not in ("BF16", "F16") or len(tensor.shape) != 2 or tensor.shape[1] % 32:
+            continue
+        types = {GUESSES[kind][tied or name == OUTPUT] for kind in kinds}
+        if tensor.shape[1] % 256:
+            types = {NARROW.get(type_, type_) for type_ in types}
+        found.append((tensor.file, tensor.begin, tensor.dtype, (tensor.shape[0], tensor.shape[1]), types))
     return found

@@ -96,10 +96,12 @@ class Lora:
 
         Whole: in blocks of rows, the last bits of a product would differ.
         """
+        import torch
+
         self.consumed.add(name)
         module = name.removesuffix(".weight")
         if module in self.rows:
-            changed = weight.float().clone()
+            changed = weight.to(torch.float32, copy=True)
             changed[list(self.rows[module].indices)] = self.tensor(self.rows[module].values)
             return changed
         if module not in self.pairs:

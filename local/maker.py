@@ -21,10 +21,11 @@ from filelock import FileLock, Timeout
 from cloudft.errors import Busy, CloudftError
 from jobs.rendering import served_template
 from jobs.spec import Base
-from local.adapter import read_lora
-from local.base import model_files, resolve_base
+from local.adapter import base_tensors, read_lora, sixteen_bits
+from local.base import resolve_base
 from local.divergence import limit_of, steps_up
 from local.files import need_space, sha256_file, write_text
+from local.lora import Lora
 from local.progress import Progress
 from local.project import Project, RunFolder
 from local.quant_types import offered
@@ -65,10 +66,6 @@ class Plan:
     def adapter(self) -> Path | None:
         return self.trained.folder if self.trained is not None and not self.trained.whole else None
 
-    def limit(self, kind: str) -> float:
-        """Nats per token that a file of a type may diverge."""
-        return self.max_kl if self.max_kl is not None else limit_of(kind)
-
 
 def make_all(plan: Plan, project: Project, progress: Progress) -> list[Version]:
     """The versions of a plan, one for each of its types or for the finer one in its place; made if need be.
@@ -81,9 +78,10 @@ def make_all(plan: Plan, project: Project, progress: Progress) -> list[Version]:
     if missing:
         require_packages()
         toolchain = ensure_toolchain(progress).root
-        folder = _model_folder(plan, project, progress)
+        folder, needed = _model_folder(plan, missing, project, progress)
         with building(project) as scratch:
-            there |= _build(plan, missing, folder, toolchain, project, scratch, progress)
+            need_space(project.models, needed, "merging and quantising")
+            there |= _build(plan, missing, folder, toolchain, scratch, progress)
     return list({version.name: version for version in (there[kind] for kind in plan.kinds)}.values())
 
 
@@ -98,17 +96,23 @@ def _usable(plan: Plan, kind: str, progress: Progress) -> Version | None:
         return None
     progress("check version", version.manifest.gguf_bytes, version.manifest.gguf_bytes, "bytes", version.name)
     found = version.manifest.verification.kl_divergence
-    return version if found is None or found <= plan.limit(kind) else None
+    return version if found is None or found <= limit_of(kind, plan.max_kl) else None
 
 
-def _model_folder(plan: Plan, project: Project, progress: Progress) -> Path:
-    """The base's folder, unchanged and of the adapter's shapes, before anything is written; or the model trained."""
-    if plan.trained is not None and plan.trained.whole:
-        return plan.trained.folder
-    folder = resolve_base(plan.base, project.root, progress)
-    if plan.adapter is not None:
-        read_lora(folder, plan.adapter)
-    return folder
+def _model_folder(plan: Plan, kinds: list[str], project: Project, progress: Progress) -> tuple[Path, int]:
+    """The base's folder, unchanged and of the adapter's shapes, before anything is written; or the model trained.
+
+    And the bytes of disk that it takes to build the types. A file that is too far off is removed before the next.
+    """
+    whole = plan.trained is not None and plan.trained.whole
+    folder = plan.trained.folder if plan.trained is not None and whole else None
+    folder = folder or resolve_base(plan.base, project.root, progress)
+    lora = read_lora(folder, plan.adapter) if plan.adapter is not None else None
+    files = sum((offered()[kind].bits + MARGIN) / 16 for kind in kinds) * sixteen_bits(folder)
+    copied = lora.whole if isinstance(lora, Lora) else {}
+    if isinstance(lora, str):  # what peft merges lies there until it was read
+        copied = base_tensors(folder)
+    return folder, int(files) + sum(tensor.end - tensor.begin for tensor in copied.values())
 
 
 @contextlib.contextmanager
@@ -148,13 +152,11 @@ def _build(
     kinds: list[str],
     folder: Path,
     toolchain: Path,
-    project: Project,
     scratch: Path,
     progress: Progress,
 ) -> dict[str, Version]:
     """Build types of the plan in ``scratch``, and rename them into place; type asked for → what came of it."""
     steps = {kind: steps_up(kind) if plan.step_up else [] for kind in kinds}
-    _need_space(plan, kinds, folder, project)
     wanted = list(dict.fromkeys([*kinds, *(finer for rest in steps.values() for finer in rest)]))
     made = {kind: scratch / f"made-{kind}" for kind in wanted}  # not the scratch folder itself: only its owner reads it
     for path in made.values():
@@ -172,7 +174,7 @@ def _build(
             "name": plan.name,
             "samples": _samples(plan.trained.run) if plan.trained else [],
             "imatrix": _training_rows(plan.trained.run) if plan.trained and plan.imatrix else None,
-            "limits": {kind: plan.limit(kind) for kind in wanted},
+            "max_kl": plan.max_kl,
             "again": plan.again,
         },
         scratch,
@@ -180,15 +182,6 @@ def _build(
     )
     there = {kind: _put_in_place(plan, kind, made[kind], found, scratch) for kind in found["verification"]}
     return {kind: there[found["took"][kind]] for kind in kinds}
-
-
-def _need_space(plan: Plan, kinds: list[str], folder: Path, project: Project) -> None:
-    """Refuse before the work when the disk is too small. A file that is too far off is removed before the next."""
-    weights = sum(path.stat().st_size for path in model_files(folder))
-    share = sum((offered()[kind].bits + MARGIN) / 16 for kind in kinds)
-    if plan.adapter is not None and isinstance(read_lora(folder, plan.adapter), str):
-        share += 1  # what peft merges lies there until it was read
-    need_space(project.models, int(share * weights), "merging and quantising")
 
 
 def _put_in_place(plan: Plan, kind: str, made: Path, found: dict[str, Any], scratch: Path) -> Version:

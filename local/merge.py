@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import shutil
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
 
-from cloudft.errors import IntegrityError, VerifyError
+from cloudft.errors import ConfigError, IntegrityError, VerifyError
 from jobs.rendering import has_training_tags, served_template
 from local.adapter import ADAPTER_WEIGHTS
 from local.base import GET_AGAIN, TOKENIZERS, model_files, read_json
@@ -33,6 +34,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress) -> N
     """Let peft merge, and write the merged weights to ``out`` as safetensors, in the base's own precision.
 
     Raises:
+        ConfigError: peft can't merge an adapter of this kind.
         IntegrityError: an adapter tensor found no place in the base, or the base lacks one that it asks for.
         VerifyError: the merged weights are not finite numbers.
     """
@@ -44,15 +46,30 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress) -> N
     try:
         with torch.inference_mode():
             merged = tuned.merge_and_unload(safe_merge=True)
-    except ValueError as exc:
-        raise VerifyError(f"the merged weights are not finite numbers: {exc}", hint=GET_AGAIN) from exc
-    _untie(merged)
-    progress("merge", 0, None, "", "save the merged model")
-    merged.save_pretrained(out)
+        _untie(merged)
+        progress("merge", 0, None, "", "save the merged model")
+        merged.save_pretrained(out)
+    except OSError:
+        raise  # of the disk
+    except Exception as exc:  # as many kinds as there are kinds of adapter
+        raise _refused(exc) from exc
     config = read_json(out / "config.json")
     # Of the configuration only what the merge may have changed; the rest stays as the base has it.
     changed = {key: config[key] for key in CHANGED if key in config}
     write_json(out / "config.json", read_json(base / "config.json") | changed)
+
+
+def _refused(exc: Exception) -> Exception:
+    """What it means that peft or transformers raised this while merging: of some kinds of adapter peft has no merge."""
+    said = str(exc)
+    if "NaNs detected" in said:
+        return VerifyError(f"the merged weights are not finite numbers: {said}", hint=GET_AGAIN)
+    if "allocate" in said:
+        return MemoryError(said)
+    return ConfigError(
+        f"peft can't merge this adapter: {textwrap.shorten(said, 160) or type(exc).__name__}",
+        hint="what it does is in its adapter_config.json; train one without that",
+    )
 
 
 def load_tuned(base: Path, adapter: Path, dtype: str, progress: Progress = silent) -> Any:

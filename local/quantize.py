@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def quantize_model(
     Raises:
         CloudftError: as ``quantize_types``, and ``base.lock_base``.
     """
-    again = f"cloudft quantize --model {folder}"
+    again = f"cloudft quantize --model {shlex.quote(str(folder))}"
     kinds = _makeable(types, False, again)
     if not folder.is_dir():
         raise NotFound(f"{folder} is no folder", effect=UNTOUCHED, hint="name a folder with a model's files")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cloudft.errors import VerifyError
 from local import divergence
-from local.progress import Progress, silent
+from local.progress import Progress
 from local.verify_tokens import (
     ODD_TEXTS,
     Messages,
@@ -29,7 +28,7 @@ from local.verify_tokens import (
     same_template,
     same_tokens,
 )
-from local.worker import UNCHANGED, run_worker
+from local.worker import UNCHANGED
 
 Predict = Callable[[list[list[int]]], Any]  # rows of token ids → logits (tokens, vocabulary)
 
@@ -60,72 +59,40 @@ class Verification(BaseModel):
     tensor_types: dict[str, int] = {}
 
 
-def verify_gguf(
-    gguf: Path,
-    tokenizer: Path,
-    samples: list[Messages],
-    *,
-    template: str | None = None,
-    reference: Path | None = None,
-    architecture: str | None = None,
-    progress: Progress = silent,
-) -> Verification:
-    """Check a GGUF file against the tokenizer and template of training, in a child process.
-
-    Args:
-        tokenizer: folder with the tokenizer as trained (an adapter's or a model's).
-        samples: conversations; each is rendered and tokenised by both sides.
-        template: the trained chat template; None: the one in the tokenizer's folder.
-        reference: a 16-bit GGUF file of the same model, to measure the loss against.
-        architecture: llama.cpp's name for what the file should be; None: any.
-
-    Raises:
-        VerifyError: the file is not fit to be served; the message names the cause.
-    """
-    with tempfile.TemporaryDirectory(prefix="cloudft-verify-") as folder:
-        found = run_worker(
-            "verify",
-            {
-                "gguf": str(gguf.resolve()),
-                "tokenizer": str(tokenizer.resolve()),
-                "template": template,
-                "samples": samples,
-                "reference": str(reference.resolve()) if reference else None,
-                "architecture": architecture,
-            },
-            Path(folder),
-            progress,
-        )
-    return Verification.model_validate(found)
-
-
 def inspect(
     *,
     gguf: str,
     tokenizer: str,
     template: str | None,
     samples: list[Messages],
-    reference: str | Predict | None,
+    reference: Predict | None,
     architecture: str | None,
     progress: Progress,
     served: str | None = None,
     types: dict[str, str] | None = None,
     kind: str | None = None,
-    limit: float | None = None,
+    max_kl: float | None = None,
 ) -> dict[str, Any]:
-    """``verify_gguf`` from inside the child process; returns the fields of a ``Verification``.
+    """Check a GGUF file against the tokenizer and template of training. Runs in the child of ``local.worker``.
 
     Args:
-        reference: the 16-bit model to measure the loss against: a GGUF file, or what predicts.
+        tokenizer: folder with the tokenizer as trained (an adapter's or a model's).
+        template: the trained chat template; None: the one in the tokenizer's folder.
+        samples: conversations; each is rendered and tokenised by both sides.
+        reference: predicts as the 16-bit model does, to measure the loss; None: it is not measured.
+        architecture: llama.cpp's name for what the file should be; None: any.
         served: the template that the file was given, which renders in servers as ``template`` did in training; None:
             ``template`` itself.
         types: tensor name → type, as planned.
         kind: type of the file, which decides what it may lose; None: the loss is measured only.
-        limit: what it may lose instead, in nats per token.
+        max_kl: what it may lose instead, in nats per token.
+
+    Returns:
+        The fields of a ``Verification``.
 
     Raises:
         TooFar: it lost more.
-        VerifyError: as ``verify_gguf``.
+        VerifyError: the file is not fit to be served; the message names the cause.
     """
     progress("verify", 0, 4, "checks", "load")
     from transformers import AutoTokenizer
@@ -155,7 +122,7 @@ def inspect(
     compared = _first_tokens(ids or odd)
     result |= _compare(model, reference, compared)
     if kind is not None and result.get("kl_divergence") is not None:
-        result["kl_limit"] = limit if limit is not None else divergence.limit_of(kind)
+        result["kl_limit"] = divergence.limit_of(kind, max_kl)
         if result["kl_divergence"] > result["kl_limit"]:
             raise _too_far(kind, result, compared)
     progress("verify", 4, 4, "checks")
@@ -254,7 +221,7 @@ def _first_tokens(conversations: list[list[int]]) -> list[list[int]]:
     return rows
 
 
-def _compare(model: Any, reference: str | Predict | None, rows: list[list[int]]) -> dict[str, Any]:
+def _compare(model: Any, reference: Predict | None, rows: list[list[int]]) -> dict[str, Any]:
     """How far the predictions are from the reference's."""
     import numpy as np
 
@@ -264,8 +231,7 @@ def _compare(model: Any, reference: str | Predict | None, rows: list[list[int]])
     if reference is None or not rows:
         return {}
     model.close()
-    theirs = logits(_load(reference), rows) if isinstance(reference, str) else reference(rows)
-    kl, agreement = divergence.compare(ours, theirs)
+    kl, agreement = divergence.compare(ours, reference(rows))
     return {"reference_tokens": len(ours), "kl_divergence": round(kl, 6), "top1_agreement": round(agreement, 4)}
 
 

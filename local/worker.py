@@ -24,7 +24,7 @@ UNCHANGED = "no version was made or changed; run and adapter are untouched"
 
 
 def run_worker(job: str, arguments: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
-    """Do one job of ``convert_worker.JOBS`` in a child process.
+    """Do one of the jobs of ``convert_worker`` in a child process.
 
     Args:
         job: name of the job.
@@ -75,6 +75,8 @@ def _listen(child: subprocess.Popen[bytes], progress: Progress, log: Path) -> di
     stage = "start"
     assert child.stdout is not None  # it was asked for as a pipe
     for line in child.stdout:
+        if not line.endswith(b"\n"):
+            break  # it was ended while it spoke
         event = json.loads(line)
         if "progress" in event:
             stage = event["progress"]["what"]

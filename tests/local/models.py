@@ -43,6 +43,25 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("Phi", {"num_key_value_heads": 4}),
     "granite": ("Granite", {}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2moe": (
+        "Qwen2Moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 256,
+            "shared_expert_intermediate_size": 256,
+        },
+    ),
+    "falcon": (
+        "Falcon",
+        {
+            "tie_word_embeddings": True,
+            "new_decoder_architecture": True,
+            "bias": False,
+            "num_kv_heads": 2,
+            "ffn_hidden_size": 1024,
+        },
+    ),
 }
 
 

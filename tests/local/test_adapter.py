@@ -92,7 +92,7 @@ def test_what_peft_must_do_is_said(tiny_base: Path, adapter: Path, changes: dict
     ("changes", "says"),
     [
         ({"use_dora": True}, r"layers\.0\.mlp\.down_proj\.lora_magnitude_vector is not in the adapter"),
-        ({"modules_to_save": ["norm"]}, r"model\.norm\.weight is not in the adapter"),
+        ({"modules_to_save": ["norm"]}, r"layers\.0\.input_layernorm\.weight \(and 4 more\) is not in the adapter"),
         ({"bias": "all"}, r"self_attn\.k_proj\.bias \(and 5 more\) is not in the adapter"),
         ({"bias": "lora_only"}, r"self_attn\.k_proj\.bias \(and 5 more\) is not in the adapter"),
         ({"trainable_token_indices": [1]}, r"trainable_token_indices are not in the adapter"),
@@ -104,6 +104,80 @@ def test_what_should_have_come_along_is_missed(
     change(adapter / "adapter_config.json", **changes)
     with pytest.raises(IntegrityError, match=says):
         read_lora(tiny_base, adapter)
+
+
+@pytest.mark.parametrize(
+    ("options", "drop", "says"),
+    [
+        ({"modules_to_save": ["norm"]}, "layers.0.input_layernorm", r"layers\.0\.input_layernorm\.weight is not in"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head", r"lm_head\.weight is not in the adapter"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head", r"lm_head\.lora_A\.weight is not in the adapter"),
+        (
+            {"trainable_token_indices": {"embed_tokens": [4], "q_proj": [5]}},
+            "q_proj.token_adapter",
+            "trainable_token_indices are not in the adapter",
+        ),
+    ],
+)
+def test_what_peft_saved_and_was_dropped_is_missed(
+    tmp_path: Path, tiny_base: Path, options: dict[str, Any], drop: str, says: str
+) -> None:
+    """Of a base whose embeddings are tied, so no file of it names the output layer."""
+    found = make_lora(tmp_path / "adapter", tiny_base, **{"target_modules": ["v_proj"], **options})
+    if "q_proj.token_adapter" not in drop:
+        assert not isinstance(read_lora(tiny_base, found), str)
+    spoil(found, drop)
+    with pytest.raises(IntegrityError, match=says):
+        read_lora(tiny_base, found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "up_proj"], "modules_to_save": ["layers.0.mlp"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": []},
+    ],
+)
+def test_what_peft_leaves_out_itself_is_not_missed(tmp_path: Path, tiny_base: Path, options: dict[str, Any]) -> None:
+    assert plain(tiny_base, make_lora(tmp_path / "adapter", tiny_base, **options)).pairs
+
+
+def test_layers_that_only_the_files_have_are_not_missed(tmp_path: Path, tiny_base: Path, adapter: Path) -> None:
+    """Layers that predict several tokens at once: transformers never loads them, so nobody could have tuned them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    more = ("mtp.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight")
+    save_file(weights | {name: torch.zeros(512, 256) for name in more}, base / "model.safetensors")
+    assert len(plain(base, adapter).pairs) == 14
+
+
+def test_names_that_peft_does_not_give_are_refused(tiny_base: Path, adapter: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = adapter / "adapter_model.safetensors"
+    save_file({name.removeprefix("base_model.model."): w for name, w in load_file(path).items()}, path)
+    with pytest.raises(IntegrityError, match=r"was not saved by peft: .* \(and 27 more\) does not begin"):
+        read_lora(tiny_base, adapter)
+
+
+def test_factors_that_are_no_matrices_are_for_peft(tiny_base: Path, adapter: Path) -> None:
+    spoil(adapter, "", model__layers__0__conv__lora_A__weight=(8, 256, 3))
+    assert read_lora(tiny_base, adapter) == "it tunes convolutions"
+
+
+def test_an_output_layer_that_is_renamed_while_it_is_loaded(tmp_path: Path, tiny_base: Path, adapter: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    save_file(weights | {"embed_out.weight": torch.zeros(512, 256)}, base / "model.safetensors")
+    spoil(adapter, "", lm_head__lora_A__weight=(8, 256), lm_head__lora_B__weight=(512, 8))
+    assert "output layer under another name" in str(read_lora(base, adapter))
 
 
 def test_an_adapter_that_does_not_say_what_it_is(tiny_base: Path, adapter: Path) -> None:

@@ -166,6 +166,38 @@ def test_tuned_experts(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
     agrees(base, adapter, tmp_path / "F16.gguf")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("llama", {"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]}, "a DoRA on an embedding"),
+        ("mixtral", {"modules_to_save": ["mlp"], "target_modules": ["q_proj"]}, "stores its experts under other names"),
+    ],
+)
+def test_other_forms_that_only_peft_can_merge(
+    name: str,
+    options: dict[str, Any],
+    says: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    toolchain: Toolchain,
+) -> None:
+    base = base_of(tmp_path_factory.getbasetemp(), name)
+    adapter = make_lora(tmp_path / "adapter", base, **options)
+    assert says in built(base, adapter, tmp_path, toolchain)["merge"]
+    agrees(base, adapter, tmp_path / "F16.gguf")
+
+
+@pytest.mark.parametrize("options", [{"modules_to_save": ["word_embeddings"]}, {"target_modules": ["word_embeddings"]}])
+def test_tied_embeddings_of_another_name(
+    options: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain
+) -> None:
+    """The reference reads the same folder as the conversion, so only peft can tell."""
+    base = base_of(tmp_path_factory.getbasetemp(), "falcon", True)
+    adapter = make_lora(tmp_path / "adapter", base, **{"target_modules": ["query_key_value"], **options})
+    assert built(base, adapter, tmp_path, toolchain)["merge"].startswith(TENSORWISE)
+    agrees(base, adapter, tmp_path / "F16.gguf")
+
+
 def test_a_whole_layer_without_a_place_is_refused(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -192,10 +224,10 @@ def test_several_types_come_from_one_read(tmp_path: Path, llama: Path, toolchain
 def test_a_type_that_is_too_coarse_is_named_with_a_finer_one(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
     adapter = make_lora(tmp_path / "adapter", llama)
     with pytest.raises(VerifyError, match="step that lost it is the quantisation") as caught:
-        built(llama, adapter, tmp_path, toolchain, kinds=["Q4_K_M"], limits={"Q4_K_M": 0.001})
+        built(llama, adapter, tmp_path, toolchain, kinds=["Q4_K_M"], max_kl=0.001)
     assert "at most 0.001 are allowed" in caught.value.what
-    assert "cloudft quantize --type Q4_K_M --step-up" in caught.value.hint
-    assert "cloudft quantize --type Q5_K_M" in caught.value.hint
+    assert "cloudft quantize --type Q4_K_M --max-kl 0.001 --step-up" in caught.value.hint
+    assert "cloudft quantize --type Q5_K_M --max-kl 0.001" in caught.value.hint
     assert not list(tmp_path.glob("*.gguf"))
 
 
@@ -207,10 +239,7 @@ def test_the_first_finer_type_that_is_good_enough_is_taken(tmp_path: Path, llama
         said.append(f"{what}: {note}")
 
     kinds = ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
-    options = {
-        "limits": dict.fromkeys(kinds, 1e-9) | {"Q6_K": 1.0},
-        "steps": {"Q4_K_M": kinds[1:], "Q5_K_M": kinds[2:]},
-    }
+    options = {"max_kl": 0.01, "steps": {"Q4_K_M": kinds[1:], "Q5_K_M": kinds[2:]}}
     found = built(llama, adapter, tmp_path, toolchain, kinds=kinds, progress=hear, **options)
     assert found["took"] == {"Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}
     assert list(found["verification"]) == ["Q6_K"]
@@ -218,7 +247,7 @@ def test_the_first_finer_type_that_is_good_enough_is_taken(tmp_path: Path, llama
     steps = [line for line in said if line.startswith("step up")]
     assert steps[0].endswith("next: Q5_K_M")
     assert steps[-1].endswith("next: Q6_K")
-    too_strict = {"limits": dict.fromkeys(kinds, 1e-9), "steps": {"Q6_K": ["Q8_0"]}}
+    too_strict = {"max_kl": 1e-9, "steps": {"Q6_K": ["Q8_0"]}}
     with pytest.raises(VerifyError, match=r"the Q8_0 file .*Coarser types lost more: Q6_K 0\.00"):
         built(llama, adapter, tmp_path, toolchain, kinds=["Q6_K", "Q8_0"], **too_strict)
 

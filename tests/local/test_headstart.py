@@ -9,7 +9,7 @@ import pytest
 from local import onepass
 from local.adapter import read_lora
 from local.files import sha256_file
-from local.headstart import HeadStart
+from local.headstart import HeadStart, _guess
 from local.lora import Lora
 from local.merge import lay_out
 from local.toolchain import Toolchain
@@ -53,6 +53,12 @@ def test_a_wrong_guess_is_not_taken(tmp_path: Path, toolchain: Toolchain, monkey
     assert len(early._blocks) == 2
     assert with_it == made_with(None, tmp_path / "model", None, tmp_path / "without.gguf", toolchain)
     forget_converter()
+
+
+def test_of_a_type_without_a_guess_nothing_is_read(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama")
+    assert _guess(base, None, ["IQ4_XS"]) == []
+    assert len(_guess(base, None, ["IQ4_XS", "Q8_0"])) == 2
 
 
 def test_tuned_layers_are_left_alone(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from cloudft.errors import CloudftError, IntegrityError, VerifyError
+from cloudft.errors import CloudftError, ConfigError, IntegrityError, VerifyError
 from local.merge import lay_out, merge_adapter, tokenizer_folder
+from tests.local.models import make_lora
 from tests.local.quantize_fixtures import TEMPLATE, make_adapter, make_base, no_progress, tiny_adapter, tiny_base
 
 __all__ = ["tiny_adapter", "tiny_base"]
@@ -84,6 +85,25 @@ def test_weights_that_are_no_numbers(tiny_base: Path, adapter: Path, tmp_path: P
     with pytest.raises(VerifyError, match="not finite numbers"):
         merge_adapter(tiny_base, adapter, tmp_path / "out", no_progress)
     assert CloudftError.exit_code != VerifyError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"alora_invocation_tokens": [5, 6]}, "aLoRA does not support"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layers"),
+        ({"lora_bias": True}, "the base layer has no bias"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_peft_itself_cannot_merge_is_said(
+    tiny_base: Path, tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    adapter = make_lora(tmp_path / "adapter", tiny_base, target_modules=["o_proj"], **options)
+    with pytest.raises(ConfigError, match=f"peft can't merge this adapter: .*{says}") as caught:
+        merge_adapter(tiny_base, adapter, tmp_path / "out", no_progress)
+    assert len(caught.value.what) < 250
+    assert "adapter_config.json" in caught.value.hint
 
 
 def test_the_layout_has_one_template_and_the_files_as_they_are(

@@ -76,6 +76,12 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "biases and layer norms": ("phi", {}, ["Q4_K_M"]),
     "granite": ("granite", {}, ["Q4_K_M"]),
     "experts that are not tuned": ("mixtral", {"target_modules": ["q_proj", "v_proj"]}, ["Q4_K_M"]),
+    "experts beside one that all share": (
+        "qwen2moe",
+        {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
+        ["Q4_K_M"],
+    ),
+    "embeddings of another name, tied": ("falcon", {"target_modules": ["query_key_value"]}, ["Q4_K_M"]),
     "DoRA": ("llama", {"use_dora": True, "use_rslora": True}, ["Q4_K_M"]),
     "DoRA, fused qkv": ("phi3", {"use_dora": True}, ["Q6_K"]),
     "whole layers": ("llama", {"modules_to_save": ["lm_head", "embed_tokens", "norm"]}, ["Q4_K_M"]),
@@ -83,12 +89,14 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "trained tokens": ("qwen2", {"trainable_token_indices": [401, 7], "target_modules": ["q_proj"]}, ["Q8_0"]),
     "biases": ("qwen2", {"bias": "all"}, ["Q4_K_M"]),
 }
+# Of the others the base is stored in bfloat16.
+STORED = {"some targets": "float32", "patterns": "float32", "granite": "float16", "DoRA, fused qkv": "float16"}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_bytes_are_those_of_todays_way(case: str, tmp_path: Path, toolchain: Toolchain) -> None:
     architecture, options, kinds = CASES[case]
-    base = make_model(tmp_path / "base", architecture)
+    base = make_model(tmp_path / "base", architecture, dtype=STORED.get(case, "bfloat16"))
     adapter = make_lora(tmp_path / "adapter", base, **options)
     found = one_pass(base, adapter, tmp_path, kinds, toolchain)
     merged = merged_by_peft(base, adapter, tmp_path / "merged")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +33,7 @@ from local.quantize import (
     quantized_base,
 )
 from local.versions import current, list_versions
+from tests.local.models import make_lora
 from tests.local.quantize_fixtures import (
     ROWS,
     SERVED,
@@ -383,6 +386,55 @@ def test_a_small_disk_is_noticed_before_anything_is_written(
     with pytest.raises(EnvironmentProblem, match="merging and quantising needs"):
         quantize_run(project, run, progress=no_progress)
     nothing_left(project)
+
+
+def test_the_space_is_that_of_the_files_and_of_what_is_copied(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 0)  # type: ignore[attr-defined]
+    needed = []
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("bfloat16", {}),
+        ("float32", {}),
+        ("bfloat16", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    ]
+    for i, (dtype, options) in enumerate(cases):
+        base = make_base(tmp_path / f"base-{i}", dtype=dtype)
+        adapter = make_lora(tmp_path / f"adapter-{i}", base, target_modules=["q_proj"], **options)
+        project, run = copy_project(tmp_path / f"project-{i}", base, adapter)
+        with monkeypatch.context() as full:
+            full.setattr(shutil, "disk_usage", lambda _: usage)
+            with pytest.raises(EnvironmentProblem) as caught:
+                quantize_run(project, run, progress=no_progress)
+        found = re.search(r"needs (\d+\.\d) ([kM]B) in", caught.value.what)
+        assert found is not None
+        needed.append(float(found[1]) * {"kB": 1e3, "MB": 1e6}[found[2]])
+    assert needed[1] == needed[0]  # in 32 bits the base is twice as large, and the file is not
+    assert needed[2] - needed[0] == pytest.approx(2 * 512 * 256 * 4, rel=0.1)  # both layers, in float32
+
+
+def test_what_a_child_says_while_it_ends_is_not_read_as_an_answer(tmp_path: Path) -> None:
+    from local.worker import _listen
+
+    said = '{"progress": {"what": "merge", "done": 0, "total": null, "unit": "", "note": ""}}\n{"result": {"a'
+    child = subprocess.Popen(["printf", "%s", said], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child, pytest.raises(CloudftError, match="merge: the process ended with code 0"):
+        _listen(child, no_progress, tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("cause", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (MemoryError(), "ran out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "ran out of memory"),
+        (KeyError("x"), "not foreseen: KeyError"),
+    ],
+)
+def test_what_ends_a_child_is_said_in_words(cause: Exception, says: str) -> None:
+    from local.convert_worker import _translated
+
+    assert says in _translated(cause).what
 
 
 def test_two_builds_do_not_mix(made: tuple[Project, RunFolder]) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from cloudft.errors import VerifyError
 from jobs.rendering import served_template
 from local.toolchain import Toolchain
-from local.verify import TooFar, inspect, verify_gguf
+from local.verify import Predict, TooFar, inspect, predictions_of
 from local.verify_tokens import odd_conversations
 from local.versions import Version
 from tests.local.quantize_fixtures import (
@@ -52,27 +53,32 @@ def rewrite(toolchain: Toolchain, gguf: Path, out: Path, *options: str) -> Path:
     return out
 
 
-def check(gguf: Path, tokenizer: Path, template: str = TRAINED, architecture: str | None = None) -> dict[str, Any]:
+def check(
+    gguf: Path,
+    tokenizer: Path,
+    template: str = TRAINED,
+    architecture: str | None = None,
+    reference: Predict | None = None,
+) -> dict[str, Any]:
     """The checks without the child process, which costs seconds."""
     return inspect(
         gguf=str(gguf),
         tokenizer=str(tokenizer),
         template=template,
         samples=SAMPLES,
-        reference=None,
+        reference=reference,
         architecture=architecture,
         progress=no_progress,
     )
 
 
 def test_a_good_file_passes(version: Version, tokenizer: Path) -> None:
-    found = verify_gguf(
-        version.gguf, tokenizer, SAMPLES, template=TRAINED, reference=version.gguf, architecture="qwen2"
-    )
-    assert found.architecture == "qwen2"
-    assert found.end_of_turn == "<|im_end|>"
-    assert found.tokens > 100
-    assert (found.kl_divergence, found.top1_agreement) == (0.0, 1.0)  # against itself
+    itself = partial(predictions_of, version.gguf)
+    found = check(version.gguf, tokenizer, architecture="qwen2", reference=itself)
+    assert found["architecture"] == "qwen2"
+    assert found["end_of_turn"] == "<|im_end|>"
+    assert found["tokens"] > 100
+    assert (found["kl_divergence"], found["top1_agreement"]) == (0.0, 1.0)
 
 
 def test_a_wrong_template(version: Version, tokenizer: Path) -> None:
@@ -133,7 +139,7 @@ def test_a_truncated_file(version: Version, tokenizer: Path, tmp_path: Path, kee
 
 def test_a_file_that_is_not_there(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(VerifyError, match="can't load"):
-        verify_gguf(tmp_path / "none.gguf", tokenizer, SAMPLES)
+        check(tmp_path / "none.gguf", tokenizer)
 
 
 def test_types_that_were_not_planned(version: Version) -> None:
@@ -190,7 +196,7 @@ def test_predictions_that_are_too_far_off(version: Version, tokenizer: Path) -> 
     rest = {"reference": other, "architecture": None, "progress": no_progress}
     assert inspect(**arguments, **rest)["kl_divergence"] > 1  # type: ignore[arg-type]  # measured only
     with pytest.raises(TooFar, match=r"at most 0\.05 are allowed") as caught:
-        inspect(**arguments, **rest, kind="Q8_0", limit=0.05)  # type: ignore[arg-type]
+        inspect(**arguments, **rest, kind="Q8_0", max_kl=0.05)  # type: ignore[arg-type]
     assert caught.value.lost > 1
     assert sum(map(len, caught.value.rows)) > 100
 
