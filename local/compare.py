@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cloudft.errors import NotFound
-from local.evaluation.document import Document, read_document
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.measurement import LABELS
 from local.project import Project, RunFolder
 from local.records import read_record, read_spec
 from local.runlock import RunLock, read_lock
@@ -18,6 +19,7 @@ from local.runlock import RunLock, read_lock
 Flat = dict[str, Any]
 SECTIONS = ("data", "config", "code", "numbers")
 MADE = " file sha256"
+LABELLED = tuple(f" {label}" for label in LABELS)
 # Every run has its own of these; they say nothing about what a run is.
 OWN = ("run_id", "data", "origins")
 
@@ -120,7 +122,7 @@ def _numbers(run: RunFolder, lock: RunLock | None, document: Document | None, no
         values |= {f"{made.type}{MADE}": made.gguf_sha256 for made in lock.made}
     if document is not None:
         values["rows measured"] = document.n
-        for label in ("before", "after"):
+        for label in LABELS:
             values |= {f"{name} {label}": value for name, value in getattr(document, label).items()}
     return values
 
@@ -136,6 +138,9 @@ def _notes(one: dict[str, Flat], two: dict[str, Flat]) -> tuple[str, ...]:
         notes.append("both adapters have the same bytes")
         if _files(one) != _files(two):
             notes.append("a served file holds the name of its run, so its bytes differ even where the model does not")
+    metrics = [name for name in one["numbers"] if name.endswith(LABELLED) and name in two["numbers"]]
+    if metrics and held[0] == held[1] and all(one["numbers"][name] == two["numbers"][name] for name in metrics):
+        notes.append(f"all {len(metrics) // len(LABELLED)} metrics are the same, before and after")
     for number, side in enumerate((one, two), start=1):
         if not side["code"]:
             notes.append(f"run {number} has no run.lock.json: its code and its data file cannot be compared")

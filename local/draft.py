@@ -206,7 +206,11 @@ def _stage_facts(
         sizes = [pair.size for pair in clean]
         files.note(len(pairs) - len(clean), f"pairs of {own.data} ask what is measured with, and were left out")
     if not kept:
-        raise DataError(f"{path}: nothing is left to train on", effect=NOTHING, hint="add rows of other questions")
+        raise DataError(
+            f"{path}: nothing is left to train on, because all of it asks what is measured with",
+            effect=NOTHING,
+            hint="add rows of other questions, or hold out others: data.holdout",
+        )
     ref = files.add(f"stage-{number}-{own.kind}.jsonl", kept)
     return StageFacts(len(kept), max(sizes), sum(sizes), ref)
 

@@ -17,7 +17,7 @@ from local.base import lock_base
 from local.config import Config, Wanted, load_config
 from local.data import load_rows
 from local.draft import HOLDOUT_FILE, TRAIN_FILE, Draft, new_run_id
-from local.evaluation.document import Document, read_document
+from local.evaluation.document.eval_json import Document, read_document
 from local.evaluation.measuring import Settings
 from local.evaluation.task import read_task
 from local.files import sha256_file
@@ -28,6 +28,7 @@ from local.runlock import RunLock, code_sha256, read_lock, this_python
 from local.session import open_session
 from local.split import Writable
 from local.submit import Submitted, launch
+from local.versions import current, promote
 
 NOTHING = "nothing was rented, and no run was made"
 
@@ -188,7 +189,8 @@ def _changed(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def complete(project: Project, plan: Plan, run: RunFolder, progress: Progress) -> None:
-    """Take the new run as far as the old one went: home, quantised to the same types, measured on the same rows.
+    """Take the new run as far as the old one went: home, quantised to the same types, measured on the same rows. What
+    is served stays what it was: repeating a run is no reason to serve another model.
 
     Raises:
         CloudftError: as ``pull``, ``quantize_types`` and ``evaluate_run``.
@@ -202,7 +204,10 @@ def complete(project: Project, plan: Plan, run: RunFolder, progress: Progress) -
         return
     types = list(dict.fromkeys(made.type for made in plan.lock.made))
     imatrix = any(made.imatrix for made in plan.lock.made)
+    served = current(project)
     quantize_types(project, run, types, imatrix=imatrix, progress=progress)
+    if served is not None:
+        promote(project, served.name)
     if plan.measured is not None:
         evaluate_run(project, run, progress=progress, settings=_as_measured(plan.measured))
 

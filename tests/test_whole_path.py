@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,24 @@ def assert_better(project: Project, found: dict[str, Any]) -> None:
     assert "<h1>Better, " in (run.report / "report.html").read_text()
 
 
+def assert_climbed(project: Project, ladder: dict[str, Any]) -> None:
+    """The fine-tune is what made the difference, and merging and quantising lost none of it. (Its numbers are recounted
+    with all others.) What nobody serves is not said to have been measured."""
+    values = {rung["name"]: rung["measurement"]["metrics"]["exact_match"]["value"] for rung in ladder["rungs"]}
+    assert list(values) == ["base", "few-shot", "adapter", "merge", "quantised"]
+    assert max(values["base"], values["few-shot"]) <= 0.05
+    assert min(values["adapter"], values["merge"], values["quantised"]) >= 0.9
+    outcomes = {step["cause"]: step["comparison"]["outcome"] for step in ladder["steps"]}
+    assert outcomes["training"] == outcomes["training against examples"] == "better"
+    assert {"merging", "quantisation"} <= outcomes.keys()
+    assert "serving" not in outcomes
+    assert ladder["missing"]["served"].startswith("nothing is served now")
+    assert ladder["worth_it"] == "yes"
+    assert not (project.models / "ladder").exists()
+    page = (project.pick_run(None).report / "report.html").read_text()
+    assert "From the base to the served model, step by step" in page
+
+
 def assert_repeatable(project: Project) -> None:
     """The run again, from its lock: through to the same bytes and the same numbers."""
     old = project.pick_run(None)
@@ -103,11 +122,14 @@ def assert_repeatable(project: Project) -> None:
     )
     assert {"Python", "torch", "transformers", "trl", "peft"} <= set(lock["trained"]["versions"])
     [made] = lock["made"]
-    assert made["gguf_sha256"] == sha256_file(project.current_model / "model.gguf")
+    assert made["gguf_sha256"] == sha256_file(project.models / made["version"] / "model.gguf")
+    # A repetition is to compare with; what is served is still the old run's.
+    assert (project.models / "current").resolve().name.startswith(old.run_id)
+    assert "all 6 metrics are the same, before and after" in said["diff"]["notes"]
 
 
 @pytest.mark.train
-@pytest.mark.timeout(900)  # two runs, from the training to the report
+@pytest.mark.timeout(1200)  # two runs, from the training to the report, and a ladder
 def test_a_closed_terminal_loses_nothing(project: Project) -> None:
     """Submit, kill the terminal during training, look, pull, quantise, evaluate."""
     terminal = subprocess.Popen(
@@ -126,7 +148,8 @@ def test_a_closed_terminal_loses_nothing(project: Project) -> None:
     status = cloudft(project, "status")
     assert status["status"] == "running"
     assert status["billed_now"] is False
-    assert "steps done so far" in status["survives"]
+    # The steps done so far, or the best of them, once they were measured.
+    assert re.match(r"a stop saves .*so far", status["survives"]), status["survives"]
     second = cloudft(project, "submit", code=6)
     assert "is still running" in second["what"]
     assert "goes on" in second["effect"]
@@ -139,7 +162,9 @@ def test_a_closed_terminal_loses_nothing(project: Project) -> None:
     assert (ended["status"], ended["progress"]["step"]) == ("completed", ended["progress"]["max_steps"])
     quantized = cloudft(project, "quantize")
     assert (project.models / "current").resolve().name == quantized["version"]
-    assert_better(project, cloudft(project, "eval"))
+    found = cloudft(project, "eval", "--ladder")
+    assert_better(project, found)
+    assert_climbed(project, found["ladder"])
     assert_repeatable(project)
 
 

@@ -68,7 +68,7 @@ def _run(name: str, project: Project, out: Output) -> None:
 
 def _show(project: Project, out: Output) -> None:
     from local.demo import ask_served
-    from local.evaluation.document import read_document
+    from local.evaluation.document.eval_json import read_document
 
     out.note("\n$ cloudft serve")
     example = ask_served(project)

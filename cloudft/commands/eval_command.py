@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cloudft.commands.common import cloudft_command, if_interrupted, open_project, run_argument
-from cloudft.commands.eval_more import More, measure_more, more_options, more_text
+from cloudft.commands.eval_more import More, check_judge, estimate_text, measure_more, more_options, more_text
+from cloudft.errors import CloudftError
 from cloudft.output import Output
 
 if TYPE_CHECKING:
-    from local.evaluation.document import Document, Estimate, Metric
+    from local.evaluation.document.eval_json import Document
+    from local.evaluation.document.measurement import Metric
 
 
 @cloudft_command("eval")
@@ -49,14 +51,18 @@ def command(
     more: More,
 ) -> None:
     """Measure before and after on the hold-out, each model quantised and served alike."""
-    from local.evaluation.endpoint import other_endpoint
+    from local.config import load_config
+    from local.evaluation.address import other_endpoint
     from local.evaluation.evaluate import evaluate_run
     from local.evaluation.measuring import Settings
+    from local.evaluation.task import read_task
     from local.report.write import write_report
 
     project = open_project(directory)
     run = project.pick_run(run_id)
     more.check(endpoint)
+    if endpoint is None:
+        check_judge(more, load_config(project.config_file), read_task(run.task).kind)
     settings = Settings(limit, repeat, temperature, seed, workers, use_cache=not no_cache)
     unharmed = if_interrupted(
         "interrupted", "no result was written; an earlier evaluation is unchanged", "cloudft eval"
@@ -68,35 +74,46 @@ def command(
     try:
         if against is None:
             document = measure_more(project, run, document, settings, more, out)
+    except CloudftError:
+        out.note(f"\n{evaluation_text(document)}\n")
+        raise
     finally:
         # Also of what was measured before a judge was declined or a key pressed.
         written = write_report(project, run)
     out.result(document.as_dict(), evaluation_text(document) + more_text(document))
     out.note(f"\nwritten: {found.record}\nreport:  {written.html}")
-    out.next_commands("docker compose up serve    (or: cloudft serve)")
+    if document.verdict.outcome == "better":
+        out.next_commands("docker compose up serve    (or: cloudft serve)")
+    else:
+        # Nothing to serve yet: first the rows that tell why.
+        out.next_commands("cloudft report --open")
 
 
 def evaluation_text(document: Document) -> str:
     """The numbers side by side with their intervals, the sentence, and what to know before believing it."""
     names = document.metrics
-    width = max(len(name) for name in (*names, "held-out examples"))
-    head = f"{f'{document.n} held-out examples':<{width}}  {'before':>21}  {'after':>21}  {'change':>8}"
-    lines = [head]
+    other = document.sides["before"].model
+    sides = ("before", "after") if other.url is None else (other.name, "tuned")
+    rows = [(f"{document.n} held-out examples", *sides, "change", "")]
     for name, about in names.items():
-        was, now = (_shown(about, side.metrics[name]) for side in document.sides.values())
+        was, now = (estimate_text(about, side.metrics[name]) for side in document.sides.values())
         found = document.comparisons[name]
-        change = f"{100 * found.change:+.1f}" if about.unit == "share" else f"{found.change:+.3f}"
         mark = {"better": " *", "worse": " *", "undecided": ""}[found.outcome]
-        lines.append(f"{name:<{width}}  {was:>21}  {now:>21}  {change:>8}{mark}")
-    lines.append("[95 % interval]  * more than chance explains")
+        rows.append((name, was, now, _signed(about, found.change), mark))
+    first, *others = (max(len(row[place]) for row in rows) for place in range(4))
+    lines = [
+        f"{name:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, others, strict=True)) + mark
+        for name, *cells, mark in rows
+    ]
+    lines.append("[95% interval]  * more than chance explains")
     lines += ["", document.verdict.sentence]
     # What the sentence says already is not said twice.
     lines += [f"note: {warning.text}" for warning in document.warnings if warning.code not in ("worse", "regression")]
     return "\n".join(lines)
 
 
-def _shown(about: Metric, estimate: Estimate) -> str:
-    value, low, high = estimate.value, estimate.low, estimate.high
-    if about.unit == "share":
-        return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _signed(about: Metric, change: float) -> str:
+    """A change: of a share in points of a hundred."""
+    return (
+        f"{100 * change:+.1f}" if about.unit == "share" else f"{change:{'+.3f' if about.unit == 'ratio' else '+.4g'}}"
+    )

@@ -16,7 +16,11 @@ from cloudft.output import Output
 
 if TYPE_CHECKING:
     from local.config import Config
-    from local.evaluation.document import Document, Forgetting, Judging, Ladder
+    from local.evaluation.document.eval_json import Document
+    from local.evaluation.document.forgetting import Forgetting
+    from local.evaluation.document.judging import Judging
+    from local.evaluation.document.ladder import Ladder
+    from local.evaluation.document.measurement import Estimate, Metric
     from local.evaluation.judging import JudgePlan
     from local.evaluation.measuring import Settings
     from local.project import Project, RunFolder
@@ -93,38 +97,55 @@ def measure_more(
             document = climb(project, run, settings, config.ladder, url=more.served, progress=progress)
         if more.general:
             document = measure_forgetting(project, run, more.general, settings, progress=progress)
-    if _judges(more, config, document):
-        document = _judge(project, run, config, settings, more, out)
+    if _judges(more, config, document.task.kind):
+        document = _judge(project, run, document, config, settings, more, out)
     return document
 
 
-def _judges(more: More, config: Config, document: Document) -> bool:
-    if more.judge and config.judge is None:
+def check_judge(more: More, config: Config, kind: str) -> None:
+    """Refuse a judge that could not be asked, before hours go into measuring what it is to judge.
+
+    Raises:
+        ConfigError: there is no judge, or its key is not in the environment.
+    """
+    from local.evaluation.judging import check_judge
+
+    if not _judges(more, config, kind):
+        return
+    if config.judge is None:
         raise ConfigError(
             "cloudft.yaml names no judge",
-            effect=KEPT,
+            effect="nothing was measured",
             hint="add its endpoint:  judge: {url: …, model: …, api_key_env: …}",
         )
-    if more.judge is None:
-        return config.judge is not None and document.task.kind == "text"
-    return more.judge
+    check_judge(config.judge)
 
 
-def _judge(project: Project, run: RunFolder, config: Config, settings: Settings, more: More, out: Output) -> Document:
+def _judges(more: More, config: Config, kind: str) -> bool:
+    """Whether a task of this kind is judged: if it was said, or for free text, where there is a judge."""
+    return more.judge if more.judge is not None else config.judge is not None and kind == "text"
+
+
+def _judge(
+    project: Project, run: RunFolder, document: Document, config: Config, settings: Settings, more: More, out: Output
+) -> Document:
     from local.evaluation.judging import plan_judging, run_judging
 
     assert config.judge is not None
     plan = plan_judging(project, run, config.judge, use_cache=settings.use_cache)
     out.note(f"\n{cost_text(plan)}")
-    if plan.estimate.requests and not more.yes:
-        _confirm(out)
+    if plan.estimate.requests and not more.yes and not _agreed(more, out):
+        return document
     with out.progress() as progress:
         return run_judging(run, plan, config.review.pairs, progress=progress)
 
 
-def _confirm(out: Output) -> None:
-    """Ask the person; who is none says so beforehand."""
+def _agreed(more: More, out: Output) -> bool:
+    """Ask the person; who is none says so beforehand. A judge that nobody named is left out then."""
     if out.as_json or not sys.stdin.isatty():
+        if more.judge is None:
+            out.note("the judge was not asked, because nobody is here to agree to what it costs; agree with --yes")
+            return False
         raise UsageError(
             "the judge is asked only when you agree to what it costs",
             effect=f"{KEPT}; the judge was not asked",
@@ -132,6 +153,7 @@ def _confirm(out: Output) -> None:
         )
     if not click.confirm("Ask the judge?", err=True):
         raise Interrupted("the judge was not asked", effect=KEPT, hint="leave it out:  cloudft eval --no-judge")
+    return True
 
 
 def cost_text(plan: JudgePlan) -> str:
@@ -147,7 +169,7 @@ def cost_text(plan: JudgePlan) -> str:
 
 def more_text(document: Document) -> str:
     """The sections that there are, as text."""
-    parts = [ladder_text(document.ladder)] if document.ladder else []
+    parts = [ladder_text(document.ladder, document.metrics[document.ladder.metric])] if document.ladder else []
     parts += [forgetting_text(found) for found in document.forgetting]
     if document.judging:
         parts.append(judging_text(document.judging))
@@ -156,15 +178,14 @@ def more_text(document: Document) -> str:
     return "".join(f"\n\n{part}" for part in parts)
 
 
-def ladder_text(ladder: Ladder) -> str:
+def ladder_text(ladder: Ladder, about: Metric) -> str:
     widths = [
         max(len(text) for text in texts) for texts in zip(*[(r.name, r.title) for r in ladder.rungs], strict=True)
     ]
     lines = [f"ladder, {ladder.metric} of {ladder.n} examples"]
     for rung in ladder.rungs:
-        estimate = rung.measurement.metrics[ladder.metric]
-        value = f"{estimate.value:7.1%} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-        lines.append(f"  {rung.name:<{widths[0]}}  {rung.title:<{widths[1]}}  {value}")
+        value = estimate_text(about, rung.measurement.metrics[ladder.metric])
+        lines.append(f"  {rung.name:<{widths[0]}}  {rung.title:<{widths[1]}}  {value:>21}")
         lines += [f"    ({rung.note})"] if rung.note else []
     lines += [f"  {name} was not measured: {why}" for name, why in ladder.missing.items()]
     lines += [f"  {step.sentence}" for step in ladder.steps]
@@ -185,10 +206,20 @@ def forgetting_text(found: Forgetting) -> str:
 
 def judging_text(found: Judging) -> str:
     lines = [f"judge {found.judge.model}", f"  {found.sentence}"]
-    lines += [f"  note: {warning.text}" for warning in found.warnings]
+    # What the sentence says already is not said twice.
+    lines += [f"  note: {warning.text}" for warning in found.warnings if not found.position.named]
     if found.standing == "not checked by a person":
         lines.append("  check it yourself:  cloudft review")
     return "\n".join(lines)
+
+
+def estimate_text(about: Metric, estimate: Estimate) -> str:
+    """A value with its interval: a share in per cent, a ratio from 0 to 1, any other number as it is."""
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if about.unit == "share":
+        return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    digits = ".3f" if about.unit == "ratio" else ".4g"
+    return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def _clip(text: str, limit: int = 40) -> str:

@@ -99,4 +99,5 @@ def _finish(project: Project, plan: Plan, submitted: Submitted, out: Output) -> 
     found = diff_runs(project, old, run, time.time())
     data = {"run_id": run.run_id, "of": old.run_id, "differences": list(plan.differences), "diff": found.as_dict()}
     out.result(data, describe(found))
+    out.note(f"\nwhat is served is what it was; to serve this one:  cloudft quantize {run.run_id}")
     out.next_commands(f"cloudft report {run.run_id}")

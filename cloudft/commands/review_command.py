@@ -13,7 +13,7 @@ from cloudft.commands.common import cloudft_command, open_project, run_argument
 from cloudft.output import Output
 
 if TYPE_CHECKING:
-    from local.evaluation.document import Document
+    from local.evaluation.document.eval_json import Document
     from local.evaluation.review import Review
     from local.project import Project
 
@@ -113,6 +113,6 @@ def _export(review: Review, path: Path, out: Output) -> None:
     write_preference_pairs(path, pairs)
     out.result({"path": str(path), "pairs": len(pairs)}, f"{len(pairs)} preference pairs: {path}")
     out.note(
-        "these are questions of the hold-out: a model that is trained on them can no longer be measured on it, so give "
-        "the next run another (data.holdout)"
+        "these are questions of the hold-out. A run with the same hold-out leaves them out of its training, so that it "
+        "can still be measured; to train on them, give that run another (data.holdout)"
     )

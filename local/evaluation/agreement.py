@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from local.evaluation.document import Agreement
+from local.evaluation.document.judging import Agreement
 from local.evaluation.statistics import wilson
 
 # Where nearly all pairs go one way, chance explains even good agreement, and kappa is small; then the share decides.

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from local.evaluation.bootstrap import Array, Spread, Value, resampled_sums, spread_of
-from local.evaluation.document import FAILED, OTHER, Changes, Comparison, Confusion, Estimate, Outcome, Tally
+from local.evaluation.document.comparison import Changes, Comparison, Outcome
+from local.evaluation.document.measurement import FAILED, OTHER, Confusion, Estimate, Tally
 from local.evaluation.statistics import ALPHA, holm, mcnemar, newcombe, pairs_needed, rows_needed, spread, wilson
 from local.evaluation.tasks.base import MetricDef, Scored
 
@@ -167,7 +168,7 @@ def _compare(before: _Measured, after: _Measured, first: Spread | None, second: 
     """One metric, as if it were the only one: ``p_adjusted`` and ``outcome`` are set by ``_adjusted``."""
     if first is None or second is None:
         return _compare_counts(before.hits, after.hits)
-    difference = second - first
+    difference, differ = second - first, int(np.sum(np.any(after.rows != before.rows, axis=1)))
     low, high = difference.interval()
     if difference.constant and {first.value, second.value} <= {0.0, 1.0} and before.metric.about.unit != "number":
         rows = before.about
@@ -179,12 +180,16 @@ def _compare(before: _Measured, after: _Measured, first: Spread | None, second: 
         low=min(low, difference.value),
         high=max(high, difference.value),
         test="paired bootstrap",
-        p_value=difference.p_value(),
+        # Few rows resample to few differences, and would pass for certain. That all of them differ in one direction
+        # has this probability by chance, whatever is measured.
+        p_value=max(difference.p_value(), mcnemar(differ, 0)),
         p_adjusted=1.0,
         outcome="undecided",
         gained=gained,
         lost=lost,
-        rows_needed=_more_than(before.about, rows_needed(difference.value, difference.error, before.about)),
+        rows_needed=_more_than(
+            before.about, rows_needed(difference.value, difference.error, before.about, differ=differ)
+        ),
     )
 
 

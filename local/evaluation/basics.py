@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from local.evaluation.document import Label
+from local.evaluation.document.measurement import Label
 from local.evaluation.endpoint import Fim, Reply
 from local.evaluation.endpoint import Question as Request
-from local.evaluation.forgetting import GeneralAnswers
+from local.evaluation.forgetting import RIGHT, GeneralAnswers
 from local.evaluation.general import LICENCE, Item, load_items
 from local.evaluation.measuring import Question, Target
 from local.evaluation.results import Ground
@@ -18,7 +18,6 @@ from local.progress import Progress
 
 BASICS: Final = "basics"
 TITLE: Final = "arithmetic, facts, reading, instructions, formatting"
-RIGHT: Final = "right"
 MAX_TOKENS: Final = 128
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from cloudft.errors import CloudftError, ConfigError, DataError, UsageError
+from cloudft.errors import CloudftError, ConfigError, DataError
 
 if TYPE_CHECKING:
     import httpx
@@ -245,7 +244,7 @@ class Client:
         import httpx
 
         try:
-            response = self._http.request(method, url, json=body)
+            response = self._http.request(method, url, content=_as_json(body), headers=_JSON)
         except httpx.ReadTimeout as exc:
             # Asked again, the server would only start over: with retries one stuck row would block for hours.
             return None, Failure("timeout", f"no answer in time ({type(exc).__name__})"), None
@@ -269,30 +268,12 @@ class _Sent:
 
 
 _NONE = Failure("refused", "")
+_JSON = {"Content-Type": "application/json"}
 
 
-def other_endpoint(url: str | None, model: str | None, key_env: str | None) -> Endpoint | None:
-    """An endpoint that is not ours, as the command line names it; None if it names none.
-
-    Args:
-        key_env: environment variable that holds the key; None: there is none.
-
-    Raises:
-        UsageError: a part is missing, or the address is none.
-    """
-    if url is None:
-        if model or key_env:
-            raise UsageError("--model and --key-env belong to --endpoint", effect="nothing was measured")
-        return None
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-        raise UsageError("--endpoint must be an address such as https://host/v1", effect="nothing was measured")
-    if not model:
-        raise UsageError(f"--model must say which model of {url}", effect="nothing was measured")
-    key = os.environ.get(key_env, "").strip() if key_env else ""
-    if key_env and not key:
-        raise UsageError(f"the environment has no {key_env}", effect="nothing was measured")
-    return Endpoint(url.rstrip("/"), key, model, parts.netloc)
+def _as_json(body: Mapping[str, Any] | None) -> bytes | None:
+    """In ASCII: half a character, which a message may hold, is none of UTF-8 and would end the whole evaluation."""
+    return None if body is None else json.dumps(body, separators=(",", ":")).encode()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from jobs.spec import Frozen
+from local.evaluation.address import is_address
 from local.evaluation.judge_prompt import CRITERIA
 
 
@@ -46,8 +47,11 @@ class JudgeConfig(Frozen):
     @field_validator("url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")) or "@" in url.split("/")[2:3]:
-            raise ValueError("must be an address that begins with https:// or http://")
+        if not is_address(url):
+            raise ValueError(
+                "must be an address such as https://host/v1, without a name, a password or a key in it: it is written "
+                "into reports (api_key_env names the variable that holds the key)"
+            )
         return url.rstrip("/").removesuffix("/chat/completions")
 
 

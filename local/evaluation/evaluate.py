@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from cloudft.errors import Busy, EnvironmentProblem, NotFound, UsageError
 from local.config import load_config
+from local.evaluation.cache import prune
 from local.evaluation.endpoint import LLAMA_ENGINES, Endpoint, Failure, as_error, connect
 from local.evaluation.holdout import NOTHING_WRITTEN, read_holdout
 from local.evaluation.measuring import Question, Settings, Target
@@ -58,6 +59,7 @@ def evaluate_run(
     """
     ground = read_ground(project, run, settings or Settings(), against.model if against else None)
     version = version_of(project, run)
+    prune(project.state / "cache")
     with alone(run):
         targets = [
             base_target(project, run, version, progress) if against is None else _other(against),
@@ -166,7 +168,9 @@ def check_served(endpoint: Endpoint | None, model: str) -> None:
         raise UsageError(
             f"{endpoint.url} serves {', '.join(served) or 'nothing'}, not {model}",
             effect=NOTHING_WRITTEN,
-            hint="start the server again, or evaluate without it:  cloudft eval",
+            hint="start the server again, or evaluate without it:  cloudft eval"
+            if endpoint.engine in LLAMA_ENGINES
+            else "name one of its models:  --model NAME",
         )
 
 

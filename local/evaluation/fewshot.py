@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudft.errors import DataError, IntegrityError
-from local.evaluation.document import FewShot
+from local.evaluation.document.ladder import FewShot
 from local.evaluation.tasks.base import Row
 from local.project import RunFolder
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloudft.errors import IntegrityError
 from local.evaluation.endpoint import Fim
+from local.evaluation.vocab import vocabulary
 
 
 def fim_of(gguf: Path) -> Fim | None:
     """The tokens; None if the model has none. Raises ``IntegrityError`` for a file that can't be read."""
-    from llama_cpp import Llama, llama_cpp
+    from llama_cpp import llama_cpp
 
-    try:
-        model = Llama(str(gguf), vocab_only=True, verbose=False)
-    except ValueError as exc:
-        raise IntegrityError(f"llama.cpp can't load {gguf}: {exc}", hint="make it again:  cloudft quantize") from exc
-    try:
+    with vocabulary(gguf) as model:
         vocab = llama_cpp.llama_model_get_vocab(model.model)
         readers = (llama_cpp.llama_vocab_fim_pre, llama_cpp.llama_vocab_fim_suf, llama_cpp.llama_vocab_fim_mid)
         ids = [read(vocab) for read in readers]
@@ -28,5 +24,3 @@ def fim_of(gguf: Path) -> Fim | None:
             return None
         prefix, suffix, middle = (llama_cpp.llama_vocab_get_text(vocab, token).decode() for token in ids)
         return Fim(prefix, suffix, middle)
-    finally:
-        model.close()

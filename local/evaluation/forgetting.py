@@ -8,24 +8,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from local.evaluation.analysis import analyse, measure
-from local.evaluation.document import (
-    LABELS,
-    Caveat,
-    Comparison,
-    Estimate,
-    Forgetting,
-    GeneralExample,
-    GeneralPart,
-    Label,
-    OutputLine,
-    OutputsRef,
-    output_bytes,
-)
+from local.evaluation.document.comparison import Caveat, Comparison
+from local.evaluation.document.forgetting import Forgetting, GeneralExample, GeneralPart
+from local.evaluation.document.measurement import LABELS, Estimate, Label, OutputsRef
+from local.evaluation.document.outputs import OutputLine, output_bytes
 from local.evaluation.pairs import as_text
 from local.evaluation.statistics import FEWEST_CHANGES
 from local.evaluation.tasks.base import MetricDef, Scored, ratio, share
 
 SHOWN: Final = 10
+RIGHT: Final = "right"
+"""The metric of questions that a rule decides."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ def _parts(asked: GeneralAnswers, metric: MetricDef) -> dict[str, GeneralPart]:
 
 
 def _sentence(n: int, was: Estimate, now: Estimate, found: Comparison, empty: bool) -> str:
-    interval = f"95 % CI of the change {_points(found.low)} to {_points(found.high)} points"
+    interval = f"95% CI of the change {_points(found.low)} to {_points(found.high)} points"
     moved = f"{_amount(was, n)} → {_amount(now, n)} of {n} general questions"
     if empty:
         knows = f"the base answers {_amount(was, n)} of {n} general questions, the tuned model {_amount(now, n)}"

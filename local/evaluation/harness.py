@@ -25,7 +25,8 @@ import yaml
 
 from cloudft.errors import CloudftError, EnvironmentProblem
 from local.base import resolve_base
-from local.evaluation.document import LABELS, Label, OutputLine, prompt_sha256
+from local.evaluation.document.measurement import LABELS, Label
+from local.evaluation.document.outputs import OutputLine, prompt_sha256
 from local.evaluation.endpoint import Endpoint
 from local.evaluation.forgetting import GeneralAnswers
 from local.evaluation.measuring import Target

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cloudft.errors import ConfigError, Interrupted
+from cloudft.errors import CloudftError, ConfigError, Interrupted
 from local.evaluation.cache import AnswerCache
-from local.evaluation.document import Document, JudgeUsed, Judging, OutputsRef, read_document
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.judging import JudgeUsed, Judging
+from local.evaluation.document.measurement import OutputsRef
 from local.evaluation.endpoint import Endpoint, Failure, Question, Sampling, connect
 from local.evaluation.eval_config import JudgeConfig
 from local.evaluation.evaluate import alone
@@ -133,7 +135,7 @@ def _key(config: JudgeConfig) -> str:
         raise ConfigError(
             f"judge.api_key_env: the environment has no {config.api_key_env}",
             effect="the judge was not asked, and nothing was spent",
-            hint=f"export {config.api_key_env}=…",
+            hint=f"export {config.api_key_env}=…    or leave the judge out:  cloudft eval --no-judge",
         )
     return key
 
@@ -171,15 +173,51 @@ def _ask(plan: JudgePlan, progress: Progress) -> list[VerdictLine]:
         with connect(plan.endpoint) as client:
             workers = plan.config.workers or WORKERS
             # One pair that is too long for the judge says nothing about the others.
-            ask_all(client, open_, cache=plan.cache, workers=workers, on_answer=take, set_up=("key",))
+            ask_all(
+                client,
+                open_,
+                cache=plan.cache,
+                workers=workers,
+                on_answer=take,
+                set_up=("key",),
+                problem=lambda failure: _problem(plan, failure),
+            )
     except KeyboardInterrupt as exc:
-        kept = "the verdicts so far are kept and will not be asked again" if plan.cache else "no verdict was kept"
         raise Interrupted(
             f"interrupted: {len(found)} of {total} verdicts were there",
-            effect=f"{kept}; the evaluation is unchanged",
+            effect=_kept(plan),
             hint="go on:  type the same command again",
         ) from exc
     return [found[number] for number in range(total)]
+
+
+def _kept(plan: JudgePlan) -> str:
+    """What judging that breaks off leaves."""
+    kept = "the verdicts so far are kept and will not be asked again" if plan.cache else "no verdict was kept"
+    return f"{kept}; before and after are measured, and the evaluation is unchanged"
+
+
+def _problem(plan: JudgePlan, failure: Failure) -> CloudftError:
+    """What a failure of the judge's own set-up means."""
+    config = plan.config
+    if failure.kind == "key":
+        return ConfigError(
+            f"{config.url} refuses the API key ({failure.message})",
+            effect=_kept(plan),
+            hint=f"put the judge's key into the environment:  export {config.api_key_env}=…"
+            if config.api_key_env
+            else "name the variable that holds the judge's key: judge.api_key_env in cloudft.yaml",
+        )
+    return CloudftError(
+        f"{config.url} cannot be reached: {failure.message}",
+        effect=_kept(plan),
+        hint="correct judge.url in cloudft.yaml, or leave the judge out:  cloudft eval --no-judge",
+    )
+
+
+def check_judge(config: JudgeConfig) -> None:
+    """Raises ``ConfigError`` if the judge's key is not in the environment. Nobody is asked."""
+    _key(config)
 
 
 def _line(pair: Pair, order: Order, answered: Answered) -> VerdictLine:

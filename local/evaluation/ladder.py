@@ -16,15 +16,10 @@ from typing import Final
 
 from cloudft.errors import ConfigError, DataError, IntegrityError
 from local.evaluation.analysis import Scores, measure
-from local.evaluation.document import (
-    Caveat,
-    Document,
-    Ladder,
-    Rung,
-    RungName,
-    output_bytes,
-    read_document,
-)
+from local.evaluation.document.comparison import Caveat
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.ladder import Ladder, Rung, RungName
+from local.evaluation.document.outputs import output_bytes
 from local.evaluation.endpoint import Endpoint
 from local.evaluation.eval_config import LadderConfig
 from local.evaluation.evaluate import alone, base_target, read_ground, version_of
@@ -35,6 +30,7 @@ from local.evaluation.sections import write_sections
 from local.evaluation.served import find_served
 from local.evaluation.steps import Cost, advice, compare_rungs, worth_it
 from local.evaluation.task import CodeTask
+from local.evaluation.vocab import template_in
 from local.progress import Progress
 from local.project import Project, RunFolder
 from local.quantize import merged_unserved, quantize_adapter, quantized_base
@@ -57,7 +53,7 @@ def climb(
     """Measure all rungs, and add the ladder to the run's evaluation.
 
     Args:
-        url: the endpoint of the last rung; None: what `cloudft serve` serves now, or else would serve.
+        url: the endpoint of the last rung; None: what `cloudft serve` serves now, if anything.
 
     Raises:
         NotFound: the run was not evaluated.
@@ -69,7 +65,10 @@ def climb(
     with alone(run):
         found = _Rungs(ground, config, url, progress)
         found.measure()
-        return write_sections(run, found.files(), ladder=found.ladder())
+        document = write_sections(run, found.files(), ladder=found.ladder())
+        for name in found.missing:  # of an earlier ladder
+            (run.root / _file(name)).unlink(missing_ok=True)
+        return document
 
 
 class _Rungs:
@@ -151,12 +150,11 @@ class _Rungs:
         except ConfigError as exc:
             self.missing["adapter"] = exc.what
             return
-        template = _template_in(self.version.gguf)
+        template = template_in(self.version.gguf)
         title = f"{self.spec.base.id} and the adapter beside it, 16 bit"
         self._take("adapter", Target("ladder-adapter", title, base, template, replace_template=True, lora=lora))
 
     def _served(self) -> None:
-        before: RungName = "quantised" if "quantised" in self.measured else "merge"
         serves = current(self.project)
         if self.url is None and (serves is None or serves.name != self.version.name):
             name = serves.name if serves else "nothing"
@@ -164,10 +162,10 @@ class _Rungs:
             return
         endpoint = find_served(self.project, self.version.name, self.url)
         if endpoint is None:
-            self.measured["served"] = self.measured[before]
-            self.notes["served"] = (
-                "nothing is served now: these are the answers of the rung before, and `cloudft serve` without Docker "
-                "starts the same server with the same file"
+            # Not the answers of the rung before: "serving changed nothing" must not be said of what nobody asked.
+            self.missing["served"] = (
+                "nothing is served now; run cloudft serve in another terminal and type the same command again (the "
+                "other answers are kept)"
             )
             return
         # A measurement of this endpoint must be one: no answer is taken from the cache.
@@ -237,15 +235,3 @@ def _served_target(endpoint: Endpoint, version: Version, url: str | None) -> Tar
 def _file(name: RungName) -> str:
     """Of a rung's answers, in the run's folder."""
     return f"outputs-ladder-{name}.jsonl"
-
-
-def _template_in(gguf: Path) -> str | None:
-    """The chat template of a file: the trained one, with what its servers must not change pinned."""
-    from llama_cpp import Llama
-
-    model = Llama(str(gguf), vocab_only=True, verbose=False)
-    try:
-        template: str | None = model.metadata.get("tokenizer.chat_template")
-        return template
-    finally:
-        model.close()

@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cloudft.errors import ConfigError, IntegrityError, Interrupted
+from cloudft.errors import CloudftError, ConfigError, IntegrityError, Interrupted
 from local.evaluation.cache import A_DAY, AnswerCache
-from local.evaluation.document import Lineage, ModelUsed, OutputLine, Usage
+from local.evaluation.document.measurement import Lineage, ModelUsed, Usage
+from local.evaluation.document.outputs import OutputLine
 from local.evaluation.endpoint import LLAMA_CPP_SERVER, Endpoint, Failure, Fim, Reply, Sampling, connect
 from local.evaluation.fim import fim_of
 from local.evaluation.holdout import NOTHING_WRITTEN
@@ -196,7 +197,13 @@ class _Measuring:
             client = stack.enter_context(connect(endpoint, timeout=self._settings.timeout))
             workers = min(workers_for(client, self._settings.workers), len(questions))
             self._tell()
-            ask_all(client, questions, cache=self._cache, workers=workers, on_answer=self._take)
+            try:
+                ask_all(client, questions, cache=self._cache, workers=workers, on_answer=self._take)
+            except CloudftError as exc:
+                if self._target.endpoint is None and not client.is_there():
+                    # Nobody else can start the server of this occasion.
+                    exc.hint = f"see {_log(self._target, state)}, then type the same command again"
+                raise
         return endpoint, template, workers
 
     def _take(self, number: int, answered: Answered) -> None:
@@ -246,6 +253,10 @@ class _Measuring:
         )
 
 
+def _log(target: Target, state: Path) -> Path:
+    return state / f"serve-{target.label}.log"
+
+
 @contextlib.contextmanager
 def _served(target: Target, state: Path, context: int) -> Iterator[tuple[Endpoint, tuple[str, str] | None]]:
     """The endpoint, and source and sha256 of the chat template where that is known."""
@@ -253,7 +264,7 @@ def _served(target: Target, state: Path, context: int) -> Iterator[tuple[Endpoin
         yield target.endpoint, None
         return
     assert target.gguf is not None
-    log = state / f"serve-{target.label}.log"
+    log = _log(target, state)
     key = secrets.token_urlsafe(32)
     with serve_in_process(
         target.gguf,

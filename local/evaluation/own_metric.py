@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from cloudft.errors import ConfigError
-from local.evaluation.document import Metric
+from local.evaluation.document.measurement import Metric
 from local.evaluation.endpoint import Reply
 from local.evaluation.tasks.base import MetricDef, Row
 from local.files import sha256_file

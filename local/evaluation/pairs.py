@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from local.evaluation.document import Label, OutputLine
+from local.evaluation.document.measurement import Label
+from local.evaluation.document.outputs import OutputLine
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,9 @@ from pathlib import Path
 
 from cloudft import __version__
 from cloudft.errors import ConfigError
-from local.evaluation.document import (
-    Decoding,
-    Document,
-    Estimate,
-    Measurement,
-    OutputsRef,
-    TaskUsed,
-    output_bytes,
-    outputs_path,
-)
+from local.evaluation.document.eval_json import Document, TaskUsed
+from local.evaluation.document.measurement import Decoding, Estimate, Label, Measurement, OutputsRef
+from local.evaluation.document.outputs import OutputLine, output_bytes, outputs_path
 from local.evaluation.endpoint import LLAMA_SERVER, Sampling
 from local.evaluation.holdout import NOTHING_WRITTEN
 from local.evaluation.measuring import Measured, Question, Settings, Target, measure_target
@@ -98,7 +91,8 @@ def write_results(ground: Ground, before: Measured, after: Measured) -> Evaluati
         ConfigError: a metric of the user's own is not the same for all rows, or the primary one applies to none.
     """
     metrics, (before, after) = with_own(ground.question, (before, after))
-    document = keep_sections(ground.run, _document(ground, metrics, (before, after)))
+    lines: dict[Label, list[OutputLine]] = {"before": before.lines, "after": after.lines}
+    document = keep_sections(ground.run, _document(ground, metrics, (before, after)), lines)
     root, mark = ground.run.root, ground.mark
     record = ground.run.evaluation.with_stem(f"{ground.run.evaluation.stem}{mark}")
     outputs = tuple(root / side.outputs.path for side in document.sides.values())

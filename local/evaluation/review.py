@@ -14,7 +14,10 @@ from pydantic import ValidationError
 
 from cloudft.errors import DataError, IntegrityError
 from local.evaluation.agreement import agreement
-from local.evaluation.document import Document, Judging, OutputsRef, SpotCheck, read_document, read_outputs
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.judging import Judging, SpotCheck
+from local.evaluation.document.measurement import OutputsRef
+from local.evaluation.document.outputs import read_outputs
 from local.evaluation.evaluate import alone
 from local.evaluation.pairs import Pair, make_pairs
 from local.evaluation.sections import write_sections

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cloudft.errors import CloudftError
 from local.evaluation.endpoint import LLAMA_CPP_SERVER, Client, Failure, Question, Reply, Sampling, as_error
 from local.evaluation.holdout import NOTHING_WRITTEN
 
@@ -75,6 +76,7 @@ def ask_all(
     workers: int,
     on_answer: Callable[[int, Answered], None],
     set_up: Collection[str] = SET_UP,
+    problem: Callable[[Failure], CloudftError] | None = None,
 ) -> None:
     """Ask everything.
 
@@ -84,6 +86,7 @@ def ask_all(
         on_answer: called in this thread with the question's number and its answer, as they come. The next
             question is sent when it returns; what it raises ends the asking.
         set_up: kinds of failure that end it, because all other questions would fail like this one.
+        problem: the error that such a failure becomes; default: in the words for a model that is measured.
 
     Raises:
         CloudftError: the set-up is wrong (a refused key, a context too small, a server that is gone). Answers
@@ -95,7 +98,10 @@ def ask_all(
             pool.send(number, asked[number])
         for _ in asked:
             number, outcome = pool.receive()
-            _refuse_set_up(client, asked[number], outcome, set_up, cache is not None)
+            if _is_set_up(client, outcome, set_up):
+                assert isinstance(outcome, Failure)
+                error = problem(outcome) if problem else _problem(client, outcome, cache is not None)
+                raise type(error)(f"{asked[number].where}: {error.what}", effect=error.effect, hint=error.hint)
             if cache and isinstance(outcome, Reply):
                 cache.put(request(asked[number], client.endpoint.engine), outcome)
             on_answer(number, Answered(outcome))
@@ -112,14 +118,17 @@ def _first(numbers: Iterator[int], count: int) -> list[int]:
     return [number for _, number in zip(range(count), numbers, strict=False)]
 
 
-def _refuse_set_up(client: Client, item: Asked, outcome: Outcome, set_up: Collection[str], kept: bool) -> None:
-    """Raise for a failure that is not the row's own. A lost connection is, if the server is still there."""
+def _is_set_up(client: Client, outcome: Outcome, set_up: Collection[str]) -> bool:
+    """Whether it failed for a reason that is not the row's own. A lost connection is, if the server is still there."""
     if not isinstance(outcome, Failure):
-        return
-    gone = outcome.kind == "unreachable" and not client.is_there()
-    if outcome.kind in set_up or gone:
-        error = as_error(client.endpoint, outcome)
-        raise type(error)(f"{item.where}: {error.what}", effect=what_is_kept(kept), hint=error.hint)
+        return False
+    return outcome.kind in set_up or (outcome.kind == "unreachable" and not client.is_there())
+
+
+def _problem(client: Client, failure: Failure, kept: bool) -> CloudftError:
+    error = as_error(client.endpoint, failure)
+    error.effect = what_is_kept(kept)
+    return error
 
 
 def what_is_kept(kept: bool) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cloudft.errors import CloudftError
-from local.evaluation.document import LABELS, Document, read_document
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.measurement import LABELS, Label
+from local.evaluation.document.outputs import OutputLine, read_outputs
 from local.files import atomic_open
 from local.project import RunFolder
 
@@ -33,19 +35,28 @@ def write_sections(run: RunFolder, files: Iterable[tuple[Path, bytes]] = (), **s
     return document
 
 
-def keep_sections(run: RunFolder, new: Document) -> Document:
-    """A new evaluation with those sections of the one before that are still about the same models and answers."""
+def keep_sections(run: RunFolder, new: Document, lines: Mapping[Label, Sequence[OutputLine]]) -> Document:
+    """A new evaluation with those sections of the one before that are still about the same models and answers.
+
+    Args:
+        lines: the new answers. Call this before they take the place of the old ones.
+    """
     try:
         old = read_document(run)
+        answers = {label: read_outputs(run, old.sides[label].outputs) for label in LABELS}
     except CloudftError:
         return new
     kept: dict[str, Any] = {}
     if all(_models(old)[label] == _models(new)[label] for label in LABELS):
         kept["forgetting"] = old.forgetting
-    answers = [[document.sides[label].outputs.sha256 for label in LABELS] for document in (old, new)]
-    if answers[0] == answers[1]:
+    if all(_said(answers[label]) == _said(lines[label]) for label in LABELS):
         kept |= {"ladder": old.ladder, "judging": old.judging, "spot_check": old.spot_check}
     return new.model_copy(update=kept)
+
+
+def _said(lines: Sequence[OutputLine]) -> list[dict[str, Any]]:
+    """All of the answers but how long they took, which differs each time that they are asked for anew."""
+    return [line.model_dump(mode="json", exclude={"latency"}) for line in lines]
 
 
 def _models(document: Document) -> dict[str, tuple[Any, ...]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from local.evaluation.agreement import ENOUGH_SHARE, beyond_chance
-from local.evaluation.document import Agreement, Outcome, Standing
+from local.evaluation.document.comparison import Outcome
+from local.evaluation.document.judging import Agreement, Standing
 
 ENOUGH: Final = 20
 """Votes of a person, before a judge counts as checked; where there are fewer pairs, all of them."""
@@ -35,13 +36,17 @@ def judge_sentence(
     pairs = wins + losses + ties
     if standing == "not used":
         return f"the judge's verdict is not used: {unusable}"
-    counts = f"after {wins}, before {losses}, ties {ties} of {pairs} pairs (p = {p:.2g})"
+    counts = f"after {wins}, before {losses}, ties {ties} of {pairs} pairs ({_p(p)})"
     said = {
         "better": f"the judge prefers the answers after tuning: {counts}",
         "worse": f"the judge prefers the answers before tuning: {counts}",
         "undecided": f"the judge finds no difference that {pairs} pairs can show: {counts}",
     }[outcome]
     return f"{said}; {standing}"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def review_sentence(before: int, after: int, ties: int, agreement: Agreement | None) -> str:

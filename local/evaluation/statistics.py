@@ -109,14 +109,15 @@ def pairs_needed(gained: float, lost: float) -> int | None:
     return math.ceil(max(root * root / (change * change), FEWEST_CHANGES / changing))
 
 
-def rows_needed(change: float, error: float, n: int) -> int | None:
+def rows_needed(change: float, error: float, n: int, *, differ: int) -> int | None:
     """The same for any other metric, whose change has the standard error ``error`` on ``n`` rows.
 
-    The error falls with the root of the rows, so that they are (z + z_power)^2 (error sqrt(n) / change)^2.
+    The error falls with the root of the rows, so that they are (z + z_power)^2 (error sqrt(n) / change)^2. Of ``n``
+    rows ``differ`` changed at all; below ``FEWEST_CHANGES`` of them nothing is shown.
     """
-    if change == 0 or error == 0:
+    if change == 0 or differ == 0:
         return None
-    return math.ceil((Z + Z_POWER) ** 2 * n * (error / change) ** 2)
+    return math.ceil(max((Z + Z_POWER) ** 2 * n * (error / change) ** 2, FEWEST_CHANGES * n / differ))
 
 
 def smallest_change(n: int) -> float | None:

@@ -7,18 +7,21 @@ from typing import Final, Literal, NamedTuple
 
 from local.divergence import finer
 from local.evaluation.analysis import Scores, analyse
-from local.evaluation.document import Cause, Comparison, Metric, Outcome, RungName, Step
+from local.evaluation.document.comparison import Comparison, Outcome
+from local.evaluation.document.ladder import Cause, RungName, Step
+from local.evaluation.document.measurement import Metric
 from local.evaluation.statistics import ALPHA, holm
 from local.evaluation.tasks.base import MetricDef
 
-# What differs between two rungs; where the adapter alone cannot be measured, the merge stands in for it.
-STEPS: Final[tuple[tuple[Cause, RungName, tuple[RungName, ...]], ...]] = (
-    ("examples", "base", ("few-shot",)),
-    ("training", "base", ("adapter", "merge")),
-    ("training against examples", "few-shot", ("adapter", "merge")),
-    ("merging", "adapter", ("merge",)),
-    ("quantisation", "merge", ("quantised",)),
-    ("serving", "quantised", ("served",)),
+# What differs between two rungs. Where the adapter alone cannot be measured, the merge stands in for it; where the
+# served file is of 16 bit, for the quantised one.
+STEPS: Final[tuple[tuple[Cause, tuple[RungName, ...], tuple[RungName, ...]], ...]] = (
+    ("examples", ("base",), ("few-shot",)),
+    ("training", ("base",), ("adapter", "merge")),
+    ("training against examples", ("few-shot",), ("adapter", "merge")),
+    ("merging", ("adapter",), ("merge",)),
+    ("quantisation", ("merge",), ("quantised",)),
+    ("serving", ("quantised", "merge"), ("served",)),
 )
 _SUBJECTS: Final[Mapping[Cause, str]] = {
     "examples": "examples in the prompt",
@@ -39,9 +42,9 @@ def compare_rungs(
 ) -> tuple[Step, ...]:
     """All steps between rungs that were measured, corrected for their number."""
     found: list[tuple[Cause, RungName, RungName, Comparison]] = []
-    for cause, before, afters in STEPS:
-        after = next((name for name in afters if name in scores), None)
-        if before in scores and after is not None:
+    for cause, befores, afters in STEPS:
+        before, after = (next((name for name in names if name in scores), None) for names in (befores, afters))
+        if before is not None and after is not None:
             compared = analyse(metrics, scores[before], scores[after], primary).comparisons[primary]
             found.append((cause, before, after, compared))
     adjusted = holm({cause: compared.p_value for cause, _, _, compared in found})

@@ -10,7 +10,9 @@ from typing import Final
 
 from cloudft.errors import UsageError
 from local.evaluation.basics import BASICS, ask_basics
-from local.evaluation.document import LABELS, Document, Label, output_bytes, outputs_path, read_document
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.measurement import LABELS, Label
+from local.evaluation.document.outputs import output_bytes, outputs_path
 from local.evaluation.evaluate import alone, base_target, read_ground, version_of
 from local.evaluation.forgetting import GeneralAnswers, conclude
 from local.evaluation.harness import ask_harness

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from local.evaluation.document import Caveat, Comparison, Estimate, Measurement, Metric, Verdict
+from local.evaluation.document.comparison import Caveat, Comparison, Verdict
+from local.evaluation.document.measurement import Estimate, Measurement, Metric
 from local.evaluation.statistics import smallest_change
 
 LARGE_CHANGE = 0.1
@@ -25,14 +26,16 @@ def verdict(
     found = comparisons[primary]
     worse = tuple(name for name, c in comparisons.items() if c.outcome == "worse" and name != primary)
     moved = _moved(n, primary, about, before, after)
-    interval = f"95 % CI of the change {_signed(about, found.low)} to {points(about, found.high)}"
+    interval = f"95% CI of the change {_signed(about, found.low)} to {points(about, found.high)}"
     if found.outcome == "undecided":
         examples = before.of or n
-        sentence = f"no difference that {examples} examples can show: {moved} ({interval}){_needed(found, examples)}"
+        shown = f"{examples} examples" if examples != 1 else "1 example"
+        sentence = f"no difference that {shown} can show: {moved} ({interval}){_needed(found, examples)}"
     else:
         sentence = f"{found.outcome}, {moved} ({interval})"
     if worse:
-        sentence += f"; worse: {', '.join(worse)}"
+        also = "also worse" if found.outcome == "worse" else "worse"
+        sentence += f"; {also}: {', '.join(worse)}"
     return Verdict(outcome=found.outcome, metric=primary, sentence=sentence, worse=worse, rows_needed=found.rows_needed)
 
 
@@ -80,25 +83,26 @@ def caveats(
 ) -> Iterable[Caveat]:
     """``cut_off``: answers of each side that ended at the longest length."""
     if found.outcome == "worse":
-        yield Caveat(code="worse", text=f"The tuned model is worse: {found.sentence}.")
+        yield Caveat(code="worse", text=f"The tuned model is {found.sentence.partition(';')[0]}.")
     for name in found.worse:
         change = points(metrics[name], comparisons[name].change)
         yield Caveat(code="regression", text=f"{name} got worse beyond chance: {change}.")
     yield from _about_rows(n, held_out)
+    who = asked_whom(sides)
     for label, side in sides.items():
         requests = side.usage.requests
         if side.usage.failed:
             yield Caveat(
                 code="failed-requests",
-                text=f"{side.usage.failed} of {requests} requests failed {label} tuning, and count as wrong.",
+                text=f"{side.usage.failed} of {requests} requests failed {who[label]}, and count as wrong.",
             )
         if cut_off[label] > MANY_CUT_OFF * requests:
             yield Caveat(
                 code="cut-off",
-                text=f"{cut_off[label]} of {requests} answers {label} tuning ended at task.max_tokens, unfinished.",
+                text=f"{cut_off[label]} of {requests} answers {who[label]} ended at task.max_tokens, unfinished.",
             )
     if len({side.model.engine for side in sides.values()}) > 1:
-        yield Caveat(code="engines-differ", text="Before and after were served by different engines.")
+        yield Caveat(code="engines-differ", text="The two models were served by different engines.")
     if sides["before"].model.template_source == "given":
         yield Caveat(
             code="template-given",
@@ -106,12 +110,24 @@ def caveats(
         )
 
 
+def asked_whom(sides: Mapping[str, Measurement]) -> dict[str, str]:
+    """The two sides in words; in the place of the base there may be another model, which nobody tuned."""
+    other = sides["before"].model
+    if other.url is None:
+        return {"before": "before tuning", "after": "after tuning"}
+    return {"before": f"at {other.name}", "after": "at the tuned model"}
+
+
 def _about_rows(n: int, held_out: int) -> Iterable[Caveat]:
     if n < held_out:
         yield Caveat(code="partial", text=f"Only the first {n} of {held_out} held-out rows were used.")
     least = smallest_change(n)
     if least is None:
-        text = f"The hold-out is too small: {n} rows cannot show any change, not even one of all rows."
+        rows = f"{n} rows" if n != 1 else "1 row"
+        text = (
+            f"The hold-out is too small: {rows} cannot show any change, not even one of all rows. The intervals of so "
+            "few rows mean little too."
+        )
     elif least > LARGE_CHANGE:
         text = f"The hold-out is small: {n} rows show only changes of about {100 * least:.0f} points or more."
     else:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from jobs.spec import Frozen
-from local.evaluation.document import Caveat, Estimate, Outcome, PositionBias
+from local.evaluation.document.comparison import Caveat, Outcome
+from local.evaluation.document.judging import PositionBias
+from local.evaluation.document.measurement import Estimate
 from local.evaluation.judge_prompt import ORDERS, Order, Place
 from local.evaluation.pairs import Pair
 from local.evaluation.statistics import ALPHA, mcnemar, newcombe

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from cloudft.errors import IntegrityError
 from jobs.spec import Frozen
-from local.evaluation.document import Label
+from local.evaluation.document.measurement import Label
 from local.evaluation.pairs import Pair
 from local.files import atomic_open
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from local.evaluation.document import Estimate
+from local.evaluation.document.measurement import Estimate
 from local.report.model import Curve
 
 MOST_POINTS = 400

@@ -168,7 +168,9 @@ def _stage(number: int, stage: Stage, spec: RunSpec) -> StageConfig:
     several = len(spec.stages) > 1
     title = f"{number}. {stage.kind}, {stage.method}" if several else f"{stage.kind}, {stage.method}"
     values = stage.model_dump(exclude={"origins"})
-    settings = [Setting(name, shown(value), _origin(name, stage)) for name, value in values.items()]
+    # What this stage has no use for.
+    idle = {*(() if stage.data else ("data", "rows")), *(() if stage.kind == "dpo" else ("beta",))}
+    settings = [Setting(name, shown(value), _origin(name, stage)) for name, value in values.items() if name not in idle]
     seed = Setting("seed", shown(spec.seed), "cloudft.yaml, or its default")
     return StageConfig(title, (*settings, seed))
 

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any, Final
 
 from cloudft.errors import NotFound
-from local.evaluation.document import OutputLine, read_document, read_outputs
+from local.evaluation.document.eval_json import read_document
+from local.evaluation.document.outputs import OutputLine, read_outputs
 from local.project import RunFolder
 from local.report.further import further
 from local.report.model import Evaluated, Example, Examples
@@ -55,10 +56,10 @@ class _Pair:
         return Example(
             row=after.row,
             question=clip(_question(after)),
-            expected=clip(_text(after.expected)),
+            expected=clip("(no call)" if after.expected == [] else _text(after.expected)),
             before=clip(_answer(before)),
             after=clip(_answer(after)),
-            note=clip(after.error or after.problem or before.error or before.problem, 200),
+            note=clip(after.error or after.problem or _earlier(before.error or before.problem), 200),
         )
 
 
@@ -99,6 +100,10 @@ def _examples(pairs: Iterable[_Pair]) -> Examples:
 def _question(line: OutputLine) -> str:
     """The last thing that was asked."""
     return _text(line.prompt[-1].get("content", "")) if line.prompt else ""
+
+
+def _earlier(problem: str) -> str:
+    return f"before, {problem}" if problem else ""
 
 
 def _answer(line: OutputLine) -> str:

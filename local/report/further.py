@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from local.evaluation.document import Document, Forgetting, GeneralExample, Judging, Metric, SpotCheck
+from local.evaluation.document.eval_json import Document
+from local.evaluation.document.forgetting import Forgetting, GeneralExample
+from local.evaluation.document.judging import Judging, SpotCheck
+from local.evaluation.document.measurement import Metric
+from local.evaluation.forgetting import RIGHT
 from local.report import words
 from local.report.measured import before_after, interval
 from local.report.model import Example, Extra, Table
@@ -42,6 +46,7 @@ def _forgetting(found: Forgetting) -> Extra:
         (name, str(part.n), interval(SHARE, part.before), interval(SHARE, part.after))
         for name, part in found.parts.items()
     )
+    how = "answered rightly" if found.metric == RIGHT else f"by {found.metric}"
     whole = ("all", str(found.n), interval(SHARE, found.before), interval(SHARE, found.after))
     return Extra(
         title=f"What was forgotten: {found.title}",
@@ -50,7 +55,7 @@ def _forgetting(found: Forgetting) -> Extra:
         warnings=tuple(caveat.text for caveat in found.warnings),
         tables=(
             Table(
-                f"General questions, with 95% intervals. A hit: {found.metric}",
+                f"General questions {how}, with 95% intervals",
                 ("questions", "n", "before", "after"),
                 (*rows, whole),
             ),

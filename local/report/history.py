@@ -156,7 +156,7 @@ def timeline(
 
 
 def _begun(attempt: Attempt) -> str:
-    where = f"{attempt.offer.provider} {attempt.offer.name}"
+    where = f"{attempt.offer.provider}, {attempt.offer.name},"
     return f"{where} refused" if attempt.state == "refused" else f"{where} asked for"
 
 

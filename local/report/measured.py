@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from local.evaluation.document import (
+from local.evaluation.document.comparison import Comparison
+from local.evaluation.document.eval_json import Document
+from local.evaluation.document.ladder import Ladder, RungName
+from local.evaluation.document.measurement import (
     FAILED,
     LABELS,
     OTHER,
-    Comparison,
     Confusion,
-    Document,
     Estimate,
-    Ladder,
     Metric,
     ModelUsed,
     Tally,
@@ -31,6 +31,15 @@ VERDICTS = {
 }
 TESTS = {"mcnemar": "McNemar", "paired bootstrap": "paired bootstrap"}
 WIDE = 52
+RUNGS: dict[RungName, str] = {
+    "base": "base",
+    "few-shot": "base with examples",
+    "adapter": "adapter",
+    "merge": "merged",
+    "quantised": "quantised",
+    "served": "served",
+}
+STEPS = "What each step gained or cost"
 PARTS = {"keys": "Keys of the answers", "labels": "Labels", "tools": "Tools"}
 
 
@@ -138,7 +147,9 @@ def before_after(document: Document) -> Table:
                 f"{VERDICTS[found.outcome].lower()}; {test_words(found)}",
             )
         )
-    return Table("Before and after", ("metric", "before", "after", "change", "verdict"), tuple(rows))
+    # In the place of the base there may be another model, which nobody tuned.
+    names = ("before", "after") if before.model.url is None else (before.model.name, "tuned")
+    return Table("Before and after", ("metric", *names, "change", "verdict"), tuple(rows))
 
 
 def interval(metric: Metric, estimate: Estimate) -> str:
@@ -268,17 +279,28 @@ def _latency(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
+def caveats(document: Document) -> list[str]:
+    """All that calls the numbers, or the model, in question, whichever section it comes from."""
+    found = [*document.warnings]
+    found += document.ladder.warnings if document.ladder else ()
+    found += [caveat for suite in document.forgetting for caveat in suite.warnings]
+    found += document.judging.warnings if document.judging else ()
+    return [caveat.text for caveat in found]
+
+
 def ladder_rows(ladder: Ladder, metric: Metric) -> list[dict[str, Any]]:
     """Every rung with its estimate on one axis."""
     estimates = [rung.measurement.metrics[ladder.metric] for rung in ladder.rungs]
     scale = scale_of(estimates, metric.unit)
     return [
         {
-            "name": rung.title,
+            "name": RUNGS[rung.name],
+            "title": rung.title,
             "scale": scale,
             "mark": whisker(scale, estimate),
             "now": value(metric, estimate.value),
-            "label": f"{rung.title}: {ranged(metric, estimate)}",
+            "range": f"{value(metric, estimate.low)} to {value(metric, estimate.high)}",
+            "label": f"{RUNGS[rung.name]} ({rung.title}): {ranged(metric, estimate)}",
             "note": rung.note,
         }
         for rung, estimate in zip(ladder.rungs, estimates, strict=True)
@@ -287,30 +309,36 @@ def ladder_rows(ladder: Ladder, metric: Metric) -> list[dict[str, Any]]:
 
 def ladder_tables(ladder: Ladder, metric: Metric) -> list[Table]:
     """The rungs, the steps between them and what each changed, and what could not be measured."""
-    titles = {rung.name: rung.title for rung in ladder.rungs}
-    rungs = tuple(
-        (rung.title, interval(metric, rung.measurement.metrics[ladder.metric]), rung.note) for rung in ladder.rungs
-    )
     steps = tuple(
         (
-            f"{titles.get(step.before, step.before)} → {titles.get(step.after, step.after)}",
-            step.cause,
-            f"{change(metric, step.comparison.change)} ({change_range(metric, step.comparison)})",
-            VERDICTS[step.comparison.outcome].lower(),
+            f"{RUNGS[step.before]} → {RUNGS[step.after]}",
+            words.sentence(step.sentence),
+            _p(step.comparison.p_adjusted).removeprefix("p ").removeprefix("= "),
         )
         for step in ladder.steps
     )
-    about = f"{ladder.metric} of {ladder.n} rows, with 95% intervals"
-    found = [
-        Table(f"After each step: {about}", ("rung", ladder.metric, "note"), rungs),
-        Table("What each step gained or cost", ("step", "what changed", "change", "verdict"), steps),
-    ]
+    found = [Table(STEPS, ("step", "what it did, with its 95% interval", "p, corrected"), steps)]
     if ladder.missing:
-        found.append(Table("Rungs that were not measured", ("rung", "why"), tuple(ladder.missing.items())))
+        rows = tuple((RUNGS[name], why) for name, why in ladder.missing.items())
+        found.append(Table("Rungs that were not measured", ("rung", "why"), rows))
     return found
 
 
+def rungs_table(ladder: Ladder, metric: Metric) -> Table:
+    """What the picture shows, for a file without pictures."""
+    rows = tuple(
+        (
+            RUNGS[rung.name],
+            rung.title,
+            interval(metric, rung.measurement.metrics[ladder.metric]),
+            rung.note,
+        )
+        for rung in ladder.rungs
+    )
+    caption = f"After each step: {ladder.metric} of {ladder.n} rows, with 95% intervals"
+    return Table(caption, ("rung", "what was asked", ladder.metric, "note"), rows)
+
+
 def ladder_words(ladder: Ladder) -> list[str]:
-    """The sentences below the ladder."""
-    said = [*(step.sentence for step in ladder.steps), ladder.sentence]
-    return [*map(words.sentence, said), *([ladder.advice] if ladder.advice else [])]
+    """What follows from the ladder."""
+    return [words.sentence(ladder.sentence), *([ladder.advice] if ladder.advice else [])]

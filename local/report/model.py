@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from local.evaluation.document import Document, Measurement, Outcome
+from local.evaluation.document.comparison import Outcome
+from local.evaluation.document.eval_json import Document
+from local.evaluation.document.measurement import Measurement
 
 # What the headline calls the outcome: that of the paired test, or nothing was measured.
 Verdict = Outcome | Literal["unmeasured"]

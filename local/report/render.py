@@ -130,6 +130,7 @@ def _measured(report: Report) -> dict[str, Any]:
     document = found.document
     data: dict[str, Any] = {
         "e": document,
+        "caveats": measured.caveats(document),
         "groups": measured.groups(found),
         "before_after": measured.before_after(document),
         "definitions": measured.definitions(document),
@@ -143,6 +144,7 @@ def _measured(report: Report) -> dict[str, Any]:
         metric = document.metrics[document.ladder.metric]
         data |= {
             "ladder_rows": measured.ladder_rows(document.ladder, metric),
+            "rungs_table": measured.rungs_table(document.ladder, metric),
             "ladder_tables": measured.ladder_tables(document.ladder, metric),
             "ladder_words": measured.ladder_words(document.ladder),
         }
@@ -159,5 +161,5 @@ def _contents(report: Report, data: dict[str, Any]) -> list[tuple[str, str]]:
     at = 1 + next(i for i, (name, _) in enumerate(entries) if name in ("ladder", "examples"))
     if found.document.ladder:
         at += 1
-    extras = [(f"extra-{number}", extra.title) for number, extra in enumerate(found.extras, start=1)]
+    extras = [(f"extra-{number}", extra.title.partition(":")[0]) for number, extra in enumerate(found.extras, start=1)]
     return [*entries[:at], *extras, *entries[at:]]

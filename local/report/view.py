@@ -162,6 +162,8 @@ def phases(money: Money) -> Table | None:
             cost[name] = cost.get(name, 0.0) + spent * payment.rate_usd / 3600
     if not total:
         return None
+    if not money.rented:
+        return Table("Where the time went", ("phase", "time"), tuple((n, words.seconds(s)) for n, s in total.items()))
     # Parts of a dollar: with two digits most of them would be nothing.
     rows = tuple((name, words.seconds(spent), f"${cost[name]:.4f}") for name, spent in total.items())
     return Table("Where the time went", ("phase", "time", "dollars"), rows)

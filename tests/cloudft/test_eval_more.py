@@ -80,9 +80,14 @@ def test_what_makes_no_sense_is_refused_before_anything_is_asked(
 def test_a_judge_is_asked_only_after_its_cost_was_agreed_to(trained: Trained, judge: JudgeDouble) -> None:
     code, _, err = cloudft(trained, "eval", "--judge")
     assert (code, "names no judge" in err) == (3, True)
-    assert trained.run.evaluation.exists(), "before and after are measured all the same"
+    judge_config(trained, url=judge.url, model=MODEL, api_key_env="NOT_THERE")
+    code, _, err = cloudft(trained, "eval", "--judge")
+    assert (code, "the environment has no NOT_THERE" in err) == (3, True)
+    assert not trained.run.evaluation.exists(), "what could not be judged is not measured for hours first"
     judge_config(trained, url=judge.url, model=MODEL, api_key_env="JUDGE_KEY", price_input=1, price_output=1)
     code, _, err = cloudft(trained, "eval", "--judge")
+    assert trained.run.evaluation.exists(), "before and after are measured all the same"
+    assert "held-out examples" in err, "and shown"
     assert code == 2
     assert "4 pairs, 8 requests" in err
     assert re.search(r"at most \$0\.\d\d at the prices", err)

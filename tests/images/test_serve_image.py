@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from cloudft.errors import CloudftError, VerifyError
-from local.evaluation.document import read_outputs
+from local.evaluation.document.outputs import read_outputs
 from local.evaluation.endpoint import Endpoint, Failure, Fim, Question, Reply, chat_once, connect
 from local.evaluation.evaluate import evaluate_run
 from local.evaluation.task import ToolsTask

@@ -75,6 +75,13 @@ def test_other_rows_are_named_and_their_numbers_not_taken_for_comparable(tmp_pat
     assert "the hold-outs differ: the numbers were not measured on the same rows" in found.notes
 
 
+def test_equal_numbers_are_said_to_be_equal(tmp_path: Path) -> None:
+    found = diff(tmp_path, made_up.Scenario(), made_up.Scenario())
+    assert "all 5 metrics are the same, before and after" in found.notes
+    other = diff(tmp_path / "other", made_up.Scenario(), made_up.Scenario(after={3: made_up.wrong(3)}))
+    assert not any("metrics are the same" in note for note in other.notes)
+
+
 @pytest.mark.parametrize("missing", ["eval.json", "run.lock.json"])
 def test_what_is_missing_is_said(tmp_path: Path, missing: str) -> None:
     project, one, two = two_runs(tmp_path, made_up.Scenario(), made_up.Scenario())

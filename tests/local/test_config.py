@@ -106,3 +106,25 @@ def test_a_secret_is_named_and_never_written_down(tmp_path: Path, value: str) ->
     assert "HF_TOKEN must name a secret" in error.what
     assert value not in error.what
     assert load(tmp_path, yaml.safe_dump({**GOOD, "machine": {"secrets": {"HF_TOKEN": "my_hf_token"}}}))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:sk-hidden@api.example/v1",
+        "https://sk-hidden@api.example/v1",
+        "https://api.example/v1?key=sk-hidden",
+        "https://api.example/v1#sk-hidden",
+        "api.example/sk-hidden",
+        "http:///sk-hidden",
+        "http://[sk-hidden/v1",
+    ],
+)
+def test_a_judges_address_holds_no_secret(tmp_path: Path, url: str) -> None:
+    """It is written into eval.json and the report."""
+    error = refusal(tmp_path, yaml.safe_dump({**GOOD, "judge": {"url": url, "model": "m"}}))
+    assert "judge.url" in error.what
+    assert "sk-hidden" not in f"{error.what} {error.hint} {error.effect}"
+    found = load(tmp_path, yaml.safe_dump({**GOOD, "judge": {"url": "https://api.example/v1/", "model": "m"}})).judge
+    assert found is not None
+    assert found.url == "https://api.example/v1"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from local.evaluation.document import Metric, prompt_sha256
+from local.evaluation.document.measurement import Metric
+from local.evaluation.document.outputs import prompt_sha256
 from local.evaluation.endpoint import Fim, Question, Reply
 
 FAILED_REQUEST = "the request failed"

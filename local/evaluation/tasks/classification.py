@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.json_values import parse_object
-from local.evaluation.document import FAILED, OTHER
+from local.evaluation.document.measurement import FAILED, OTHER
 from local.evaluation.endpoint import Fim, Question, Reply
 from local.evaluation.tasks.base import FAILED_REQUEST, Count, MetricDef, Row, Scored, macro_f1, ratio, share
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cloudft.errors import ConfigError
 from jobs.json_values import parse_object, same_value
-from local.evaluation.document import FAILED, OTHER
+from local.evaluation.document.measurement import FAILED, OTHER
 from local.evaluation.endpoint import Fim, Question, Reply
 from local.evaluation.schema import Schema
 from local.evaluation.tasks.base import FAILED_REQUEST, Count, MetricDef, Row, Scored, micro_f1, ratio, share

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from local.evaluation.document import OTHER
+from local.evaluation.document.measurement import OTHER
 from local.evaluation.endpoint import Fim, Question, Reply
 from local.evaluation.schema import Schema
 from local.evaluation.tasks.base import FAILED_REQUEST, Count, MetricDef, Row, Scored, micro_f1, ratio, share

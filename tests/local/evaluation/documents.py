@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from local.evaluation.document import Document, OutputLine, OutputsRef, output_bytes, prompt_sha256
+from local.evaluation.document.eval_json import Document
+from local.evaluation.document.measurement import OutputsRef
+from local.evaluation.document.outputs import OutputLine, output_bytes, prompt_sha256
 from local.files import write_json
 from local.project import RunFolder
 

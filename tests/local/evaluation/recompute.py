@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jsonschema
 import pytest
 
-from local.evaluation.document import FAILED, OTHER, Document, OutputLine, read_document, read_outputs
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.measurement import FAILED, OTHER
+from local.evaluation.document.outputs import OutputLine, read_outputs
 from local.project import RunFolder
+from tests.local.evaluation.rebootstrap import bootstrap, differ, field_f1, paired
 
 
 def assert_recomputed(run: RunFolder) -> Document:
@@ -36,7 +40,12 @@ def assert_recomputed(run: RunFolder) -> Document:
                 "right_both_times": pairs.count((True, True)),
                 "wrong_both_times": pairs.count((False, False)),
             }
+    _assert_f1(raw, {label: read_outputs(run, side.outputs) for label, side in document.sides.items()}, keys)
     _assert_holm(raw)
+    if document.ladder is not None:
+        _assert_ladder(run, raw, schema, keys)
+    if document.judging is not None:
+        _assert_judging(run, raw)
     return document
 
 
@@ -134,3 +143,76 @@ def _assert_holm(raw: dict[str, Any]) -> None:
         assert comparison["p_adjusted"] == pytest.approx(max(steps[: place + 1]))
     assert raw["verdict"]["worse"] == [name for name, c in found.items() if c["outcome"] == "worse"]
     assert raw["verdict"]["outcome"] == primary["outcome"]
+
+
+def _assert_f1(raw: dict[str, Any], lines: Mapping[str, Sequence[OutputLine]], keys: list[str]) -> None:
+    """Intervals and p-value of the metric that is no count, on the documented resamples."""
+    counts = {label: [_counts(line, keys) for line in found] for label, found in lines.items()}
+    n = len(counts["after"])
+    for label, rows in counts.items():
+        found, ours = raw["sides"][label]["metrics"]["field_f1"], bootstrap(field_f1(rows), n)
+        interval = (ours.low, ours.high) if ours.low < ours.high else _wilson(n if ours.value else 0, n)
+        assert (found["low"], found["high"]) == pytest.approx(interval, abs=1e-9)
+    found, change = raw["comparisons"]["field_f1"], paired(counts["before"], counts["after"])
+    assert found["change"] == pytest.approx(change.value)
+    if change.low < change.high:
+        assert (found["low"], found["high"]) == pytest.approx((change.low, change.high), abs=1e-9)
+    chance = 2 * 0.5 ** differ(counts["before"], counts["after"])
+    assert found["p_value"] == pytest.approx(min(1.0, max(change.p_value, chance)))
+
+
+def _counts(line: OutputLine, keys: list[str]) -> tuple[int, int, int]:
+    answer = _object(line) or {}
+    right = sum(key in line.expected and _text(answer, key) == _text(line.expected, key) for key in keys)
+    return sum(key in line.expected for key in keys), sum(key in answer for key in keys), right
+
+
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, n).proportion_ci(method="wilson")
+    return found.low, found.high
+
+
+def _assert_ladder(run: RunFolder, raw: dict[str, Any], schema: dict[str, Any], keys: list[str]) -> None:
+    """Every rung from its own answers, every step from those of its two rungs."""
+    from scipy.stats import binomtest
+
+    ladder, metric, hits = raw["ladder"], raw["primary"], {}
+    for rung in ladder["rungs"]:
+        lines = [json.loads(line) for line in (run.root / rung["measurement"]["outputs"]["path"]).open("rb")]
+        answers = [OutputLine.model_validate(line) for line in lines]
+        hits[rung["name"]] = found = [_judge(line, schema, keys)[metric] for line in answers]
+        estimate = rung["measurement"]["metrics"][metric]
+        assert (estimate["hits"], estimate["of"], ladder["n"]) == (sum(found), len(found), len(found))
+        assert (estimate["low"], estimate["high"]) == pytest.approx(_wilson(sum(found), len(found)), abs=1e-9)
+    p_values = []
+    for step in ladder["steps"]:
+        pairs = list(zip(hits[step["before"]], hits[step["after"]], strict=True))
+        gained, lost = pairs.count((False, True)), pairs.count((True, False))
+        compared = step["comparison"]
+        assert (compared["gained"], compared["lost"]) == (gained, lost)
+        assert compared["change"] == pytest.approx((gained - lost) / len(pairs))
+        p_values.append(binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
+        assert compared["p_value"] == pytest.approx(p_values[-1])
+    for place, step in enumerate(sorted(ladder["steps"], key=lambda step: step["comparison"]["p_value"])):
+        least = min(1.0, (len(p_values) - place) * step["comparison"]["p_value"])
+        assert step["comparison"]["p_adjusted"] >= least - 1e-12
+
+
+def _assert_judging(run: RunFolder, raw: dict[str, Any]) -> None:
+    """The judge's counts from all that it said: after wins a pair if it was preferred in both places."""
+    from scipy.stats import binomtest
+
+    said: dict[str, list[str]] = {}
+    for line in map(json.loads, (run.root / raw["judging"]["verdicts"]["path"]).open("rb")):
+        named = {"first": line["order"].split()[0], "second": "after" if line["order"] == "before first" else "before"}
+        said.setdefault(line["pair_sha256"], []).append(named.get(line["verdict"], "tie"))
+    assert all(len(verdicts) == 2 for verdicts in said.values())
+    wins, losses = (sum(verdicts == [name, name] for verdicts in said.values()) for name in ("after", "before"))
+    found = raw["judging"]
+    assert (found["wins"], found["losses"]) == (wins, losses)
+    assert found["ties"] == found["pairs"] - wins - losses
+    assert found["win_rate"]["value"] == pytest.approx((wins + found["ties"] / 2) / found["pairs"])
+    p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert found["p_value"] == pytest.approx(p)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from local.evaluation.analysis import Analysis, analyse, measure
-from local.evaluation.document import Measurement, Metric, ModelUsed, OutputsRef, Usage, Verdict
+from local.evaluation.document.comparison import Verdict
+from local.evaluation.document.measurement import Measurement, Metric, ModelUsed, OutputsRef, Usage
 from local.evaluation.statistics import newcombe, wilson
 from local.evaluation.tasks.base import MetricDef, Scored, macro_f1, micro_f1, ratio, share
 from local.evaluation.verdict import caveats, round_up, verdict
@@ -42,7 +43,7 @@ def test_better_is_said_with_both_numbers_and_the_interval() -> None:
     found, said = compare(scores(hits(41, 100)), scores(hits(96, 100)))
     assert said.outcome == "better"
     low, high = (100 * end for end in newcombe(both=41, gained=55, lost=0, neither=4))
-    assert said.sentence == f"better, 41 → 96 of 100 by hit (95 % CI of the change {low:+.1f} to {high:+.1f} points)"
+    assert said.sentence == f"better, 41 → 96 of 100 by hit (95% CI of the change {low:+.1f} to {high:+.1f} points)"
     assert said.rows_needed is None
     change = found.comparisons["hit"]
     assert (change.gained, change.lost, change.test) == (55, 0, "mcnemar")
@@ -53,7 +54,7 @@ def test_better_is_said_with_both_numbers_and_the_interval() -> None:
 def test_worse_is_called_worse() -> None:
     found, said = compare(scores(hits(90, 100)), scores(hits(60, 100)))
     assert said.outcome == "worse"
-    assert said.sentence.startswith("worse, 90 → 60 of 100 by hit (95 % CI of the change -3")
+    assert said.sentence.startswith("worse, 90 → 60 of 100 by hit (95% CI of the change -3")
     assert said.worse == ("words", "some")
     assert "worse: words, some" in said.sentence
     assert found.changes.lost == 30
@@ -86,6 +87,25 @@ def test_rows_that_did_not_show_it_are_never_called_enough() -> None:
     found, said = compare(scores(hits(0, 5)), scores(hits(5, 5)))
     assert said.outcome == "undecided"
     assert found.comparisons["hit"].rows_needed == 6
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 8])
+def test_so_few_rows_are_no_finding_by_the_bootstrap_either(n: int) -> None:
+    """All rows far better, and no resample without a gain: by chance all go one way in 2 of 2^n cases."""
+    before, after = [0.1 + 0.01 * i for i in range(n)], [0.7 + 0.02 * i for i in range(n)]
+    found, _ = compare(scores(hits(0, n), before), scores(hits(0, n), after))
+    words = found.comparisons["words"]
+    assert words.p_value == min(1.0, 2 / 2**n)
+    assert words.outcome == ("better" if n >= 8 else "undecided"), "corrected for three metrics"
+    assert words.rows_needed == (None if n >= 8 else max(6, n + 1))
+
+
+def test_rows_that_are_alike_do_not_count_as_evidence() -> None:
+    """Of a hundred rows four changed: the bootstrap would see them in nearly all resamples."""
+    after = [0.5] * 96 + [0.9] * 4
+    found, _ = compare(scores(hits(50, 100), [0.5] * 100), scores(hits(50, 100), after))
+    assert found.comparisons["words"].p_value == 0.125
+    assert (found.comparisons["words"].rows_needed or 0) >= 150
 
 
 def test_a_planted_regression_is_named_beside_the_gain() -> None:
@@ -242,7 +262,7 @@ def test_a_reader_is_told_what_weakens_the_numbers() -> None:
 def test_a_hold_out_that_is_too_small_is_called_so() -> None:
     found, said = compare(scores(hits(2, 5)), scores(hits(2, 5)))
     (tiny,) = told_about(said, found, 5)
-    assert tiny.text == "The hold-out is too small: 5 rows cannot show any change, not even one of all rows."
+    assert tiny.text.startswith("The hold-out is too small: 5 rows cannot show any change, not even one of all rows.")
     found, said = compare(scores(hits(10, 20)), scores(hits(10, 20)))
     (small,) = told_about(said, found, 20)
     assert small.text == "The hold-out is small: 20 rows show only changes of about 37 points or more."
@@ -252,7 +272,7 @@ def test_a_model_that_got_worse_is_called_so() -> None:
     found, said = compare(scores(hits(90, 100)), scores(hits(60, 100)))
     told = told_about(said, found, 100)
     assert [caveat.code for caveat in told] == ["worse", "regression", "regression"]
-    assert told[0].text.startswith("The tuned model is worse: worse, 90 → 60 of 100")
+    assert told[0].text.startswith("The tuned model is worse, 90 → 60 of 100")
 
 
 def test_a_metric_of_the_users_own_keeps_its_scale() -> None:
@@ -265,7 +285,7 @@ def test_a_metric_of_the_users_own_keeps_its_scale() -> None:
     said = verdict(
         50, "length", metrics["length"].about, found.before["length"], found.after["length"], found.comparisons
     )
-    assert said.sentence.startswith("worse, length 124.500 → 114.500 on 50 (95 % CI of the change -10.000 to -10.000)")
+    assert said.sentence.startswith("worse, length 124.500 → 114.500 on 50 (95% CI of the change -10.000 to -10.000)")
 
 
 def test_several_repeats_of_f1_are_its_mean_and_fit_the_change() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local.evaluation.analysis import confusion, measure, tables
-from local.evaluation.document import FAILED, OTHER
+from local.evaluation.document.measurement import FAILED, OTHER
 from local.evaluation.tasks.base import Scored
 from local.evaluation.tasks.classification import ClassificationScorer, labels_in
 from tests.local.evaluation.rows import reply, row

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from cloudft.errors import IntegrityError, NotFound
-from local.evaluation.document import LABELS, OutputLine, read_document, read_outputs
+from local.evaluation.document.eval_json import read_document
+from local.evaluation.document.measurement import LABELS
+from local.evaluation.document.outputs import OutputLine, read_outputs
 from local.files import write_json
 from local.project import RunFolder
 from tests.local.evaluation.documents import lines, write

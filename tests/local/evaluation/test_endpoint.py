@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cloudft.errors import CloudftError, ConfigError, DataError, UsageError
+from local.evaluation.address import other_endpoint
 from local.evaluation.endpoint import (
     LLAMA_CPP_SERVER,
     Client,
@@ -23,7 +24,6 @@ from local.evaluation.endpoint import (
     as_error,
     chat_once,
     connect,
-    other_endpoint,
 )
 
 KEY = "a-very-secret-key"
@@ -233,6 +233,7 @@ def test_an_endpoint_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://api.example/v1", None, None, "--model"),
         ("api.example/v1", "gpt", None, "address"),
         ("https://user:secret@api.example/v1", "gpt", None, "address"),
+        ("https://api.example/v1?key=secret", "gpt", None, "address"),
         ("https://api.example/v1", "gpt", "NO_SUCH_KEY", "NO_SUCH_KEY"),
     ]:
         with pytest.raises(UsageError, match=says) as caught:

@@ -23,7 +23,9 @@ from cloudft.errors import (
     NotFound,
     UsageError,
 )
-from local.evaluation.document import Label, read_document, read_outputs
+from local.evaluation.document.eval_json import read_document
+from local.evaluation.document.measurement import Label
+from local.evaluation.document.outputs import read_outputs
 from local.evaluation.endpoint import Endpoint
 from local.evaluation.evaluate import evaluate_run, version_of
 from local.evaluation.holdout import read_holdout

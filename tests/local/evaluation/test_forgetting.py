@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from cloudft.errors import NotFound, UsageError
-from local.evaluation.document import LABELS, Forgetting, OutputLine, prompt_sha256, read_document, read_outputs
+from local.evaluation.document.eval_json import read_document
+from local.evaluation.document.forgetting import Forgetting
+from local.evaluation.document.measurement import LABELS
+from local.evaluation.document.outputs import OutputLine, prompt_sha256, read_outputs
 from local.evaluation.evaluate import evaluate_run
 from local.evaluation.forgetting import SHOWN, GeneralAnswers, conclude
 from local.evaluation.general import load_items
@@ -56,7 +59,7 @@ def found(before: list[float], after: list[float]) -> Forgetting:
 def test_a_planted_loss_is_called_forgetting() -> None:
     result = found([1.0] * 70 + [0.0] * 20, [1.0] * 40 + [0.0] * 50)
     assert result.outcome == "worse"
-    assert result.sentence.startswith("forgot: 70 → 40 of 90 general questions (95 % CI of the change -4")
+    assert result.sentence.startswith("forgot: 70 → 40 of 90 general questions (95% CI of the change -4")
     assert [caveat.code for caveat in result.warnings] == ["forgetting"]
     assert result.comparison.lost == 30
     assert len(result.regressions) == SHOWN

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cloudft.errors import CloudftError
-from local.evaluation.document import LABELS, Label
+from local.evaluation.document.measurement import LABELS, Label
 from local.evaluation.forgetting import conclude
 from local.evaluation.harness import TASKS, ask_harness, harness_answers
 from local.evaluation.measuring import Question, Settings, Target

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cloudft.errors import ConfigError
 from jobs.json_values import json_equal, parse_object
 from local.evaluation.analysis import confusion, measure, tables
-from local.evaluation.document import FAILED, OTHER
+from local.evaluation.document.measurement import FAILED, OTHER
 from local.evaluation.schema import Schema
 from local.evaluation.tasks.base import Scored
 from local.evaluation.tasks.json_object import JsonScorer

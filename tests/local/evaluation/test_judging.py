@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cloudft.errors import CloudftError, ConfigError, DataError, IntegrityError, Interrupted, NotFound
-from local.evaluation.document import Document, OutputLine, read_document
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.outputs import OutputLine
 from local.evaluation.eval_config import JudgeConfig
 from local.evaluation.judging import plan_judging, run_judging
 from local.evaluation.review import open_review, record_review

@@ -13,7 +13,8 @@ import pytest
 
 from cloudft.cli import run
 from cloudft.errors import ConfigError, Interrupted, UsageError
-from local.evaluation.document import read_document, read_outputs
+from local.evaluation.document.eval_json import read_document
+from local.evaluation.document.outputs import read_outputs
 from local.evaluation.endpoint import Endpoint
 from local.evaluation.evaluate import evaluate_run
 from local.evaluation.measuring import Settings

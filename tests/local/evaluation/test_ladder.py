@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from cloudft.errors import CloudftError, IntegrityError, NotFound, UsageError
-from local.evaluation.document import Ladder, OutputLine, RungName, read_document, read_outputs
+from local.evaluation.document.eval_json import read_document
+from local.evaluation.document.ladder import Ladder, RungName
+from local.evaluation.document.outputs import OutputLine, read_outputs
 from local.evaluation.eval_config import LadderConfig
 from local.evaluation.evaluate import evaluate_run
 from local.evaluation.fewshot import draw_examples
@@ -162,7 +164,10 @@ def test_a_new_evaluation_keeps_the_ladder_as_long_as_the_answers_are_the_same(
     climbed: tuple[Project, RunFolder, Ladder],
 ) -> None:
     project, run, ladder = climbed
-    assert evaluate_run(project, run, progress=silent).document.ladder == ladder
+    # Asked anew, the same answers take another time.
+    anew = evaluate_run(project, run, progress=silent, settings=Settings(use_cache=False)).document
+    assert anew.sides["after"].usage.cached == 0
+    assert anew.ladder == ladder
     assert read_document(run).ladder == ladder
     fewer = evaluate_run(project, run, progress=silent, settings=Settings(limit=2)).document
     assert fewer.ladder is None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cloudft.errors import CloudftError, ConfigError
-from local.evaluation.cache import A_DAY, FOLDER, AnswerCache
+from local.evaluation.cache import A_DAY, FOLDER, UNUSED, AnswerCache, prune
 from local.evaluation.endpoint import Client, Endpoint, Failure, Question, Reply, Sampling
 from local.evaluation.runner import WORKERS, Answered, Asked, ask_all, known_answers, workers_for
 from tests.local.evaluation.endpoint_double import EndpointDouble
@@ -239,3 +239,30 @@ def test_the_answers_of_a_service_are_good_for_a_day(tmp_path: Path) -> None:
     os.utime(path, (time.time() - A_DAY - 60,) * 2)
     assert cache.get(REQUEST) is None
     assert AnswerCache(tmp_path, {"url": "http://x"}).get(REQUEST) == REPLY
+
+
+def test_what_was_not_used_for_long_is_removed(tmp_path: Path) -> None:
+    old, cache = AnswerCache(tmp_path, {"sha256": "1"}), AnswerCache(tmp_path, {"sha256": "2"})
+    old.put(REQUEST, REPLY)
+    cache.put(REQUEST, REPLY)
+    cache.put_template("own", "0" * 64)
+    other = tmp_path / "answers-v0" / "ab" / "ab.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    for path in tmp_path.rglob("*.json"):
+        os.utime(path, (time.time() - UNUSED - 60,) * 2)
+    # Reading is a use.
+    assert (cache.get(REQUEST), cache.template()) == (REPLY, ("own", "0" * 64))
+    assert prune(tmp_path) == 2
+    assert prune(tmp_path) == 0
+    assert (old.get(REQUEST), cache.get(REQUEST)) == (None, REPLY)
+    assert cache.template() is not None
+    assert not other.exists()
+
+
+def test_half_a_character_in_a_question_is_sent_and_does_not_end_all() -> None:
+    """A lone surrogate, which JSON can hold and UTF-8 can't."""
+    with EndpointDouble(ANSWERS) as double:
+        answers, _ = ask(double, asked("\ud83d", "a"))
+    assert text(answers[1]) == "answer a"
+    assert "\ud83d" in double.asked

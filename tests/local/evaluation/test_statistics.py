@@ -120,10 +120,13 @@ def test_so_many_rows_show_the_change_with_the_power_that_is_promised(gained: fl
 def test_no_number_of_rows_shows_a_difference_that_is_not_there() -> None:
     assert ours.pairs_needed(0.1, 0.1) is None
     assert ours.pairs_needed(0, 0) is None
-    assert ours.rows_needed(0, 0.1, 100) is None
+    assert ours.rows_needed(0, 0.1, 100, differ=9) is None
+    assert ours.rows_needed(0.1, 0.1, 100, differ=0) is None
     # Twice the rows halve the variance; at z = 2.8 the power is 80 %.
-    assert ours.rows_needed(0.1, 0.1 / 2.8016, 100) == 100
-    assert ours.rows_needed(0.1, 0.1 / 1.4008, 100) == pytest.approx(400, abs=1)
+    assert ours.rows_needed(0.1, 0.1 / 2.8016, 100, differ=100) == 100
+    assert ours.rows_needed(0.1, 0.1 / 1.4008, 100, differ=100) == pytest.approx(400, abs=1)
+    # However large the change, six rows must differ: one in ten does.
+    assert ours.rows_needed(0.5, 0.0, 30, differ=3) == 60
 
 
 @pytest.mark.parametrize("n", [6, 20, 77, 500])

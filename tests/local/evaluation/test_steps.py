@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from local.evaluation.analysis import Scores
-from local.evaluation.document import Cause, RungName, Step
+from local.evaluation.document.ladder import Cause, RungName, Step
 from local.evaluation.steps import Cost, advice, compare_rungs, worth_it
 from local.evaluation.tasks.base import Scored, ratio, share
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloudft.errors import ConfigError
 from local.evaluation.analysis import measure, tables
-from local.evaluation.document import OTHER
+from local.evaluation.document.measurement import OTHER
 from local.evaluation.tasks.base import Scored
 from local.evaluation.tasks.calls import Call, calls_in_text
 from local.evaluation.tasks.tools import ToolsScorer

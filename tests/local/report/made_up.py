@@ -16,24 +16,13 @@ from infra.provider import machine_name
 from jobs.spec import RunSpec
 from local.config import StoreConfig
 from local.evaluation.agreement import agreement
-from local.evaluation.document import (
-    Comparison,
-    Document,
-    Estimate,
-    FewShot,
-    Forgetting,
-    GeneralExample,
-    GeneralPart,
-    JudgeUsed,
-    Judging,
-    Ladder,
-    ModelUsed,
-    OutputLine,
-    OutputsRef,
-    Rung,
-    SpotCheck,
-    read_document,
-)
+from local.evaluation.document.comparison import Comparison
+from local.evaluation.document.eval_json import Document, read_document
+from local.evaluation.document.forgetting import Forgetting, GeneralExample, GeneralPart
+from local.evaluation.document.judging import JudgeUsed, Judging, SpotCheck
+from local.evaluation.document.ladder import FewShot, Ladder, Rung
+from local.evaluation.document.measurement import Estimate, ModelUsed, OutputsRef
+from local.evaluation.document.outputs import OutputLine
 from local.evaluation.endpoint import Reply
 from local.evaluation.holdout import read_holdout
 from local.evaluation.judge_prompt import ORDERS

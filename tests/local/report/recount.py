@@ -15,6 +15,8 @@ from typing import Any
 
 import jsonschema
 
+from tests.local.evaluation import rebootstrap
+
 Z = 1.959963984540054
 
 
@@ -104,13 +106,20 @@ def newcombe(before: Count, after: Count) -> tuple[float, float]:
 
 def field_f1(lines: list[dict[str, Any]], holdout: list[dict[str, Any]], keys: list[str]) -> float:
     """2 x correct / (expected + answered) over all keys of all rows."""
-    correct = expected = answered = 0
+    expected, answered, correct = (sum(column) for column in zip(*f1_counts(lines, holdout, keys), strict=True))
+    return 2 * correct / (expected + answered)
+
+
+def f1_counts(
+    lines: list[dict[str, Any]], holdout: list[dict[str, Any]], keys: list[str]
+) -> list[tuple[int, int, int]]:
+    """By row: keys that are expected, answered, and both with one value."""
+    found = []
     for line, row in zip(sorted(lines, key=lambda line: line["row"]), holdout, strict=True):
         want, answer = json.loads(row["messages"][-1]["content"]), parse(line["answer"]) or {}
-        expected += sum(key in want for key in keys)
-        answered += sum(key in answer for key in keys)
-        correct += sum(key in want and key in answer and want[key] == answer[key] for key in keys)
-    return 2 * correct / (expected + answered)
+        correct = sum(key in want and key in answer and want[key] == answer[key] for key in keys)
+        found.append((sum(key in want for key in keys), sum(key in answer for key in keys), correct))
+    return found
 
 
 def table(text: str, title: str = "| metric |") -> dict[str, list[str]]:
@@ -139,9 +148,25 @@ def hold_against(run: Path, text: str, schema: dict[str, Any]) -> None:
         _close(numbers(cells[name][2]), [after.share - before.share, *newcombe(before, after)], name, cells[name][2])
         p = mcnemar(before, after)
         assert ("p \\< 0.001" if p < 0.001 else f"p = {p:.3f}") in cells[name][3], (name, p, cells[name][3])
-    keys = list(schema["properties"])
-    f1 = [field_f1(lines, held, keys) for lines in raw.values()]
-    assert [numbers(cell)[0] for cell in cells["field_f1"][:2]] == [round(value, 3) for value in f1]
+    _hold_f1(
+        cells["field_f1"], {label: f1_counts(lines, held, list(schema["properties"])) for label, lines in raw.items()}
+    )
+
+
+def _hold_f1(cells: list[str], counts: dict[str, list[tuple[int, int, int]]]) -> None:
+    """A metric that is no share of rows: its intervals and its test come from the bootstrap."""
+    n = len(counts["after"])
+    for label, cell in zip(counts, cells, strict=False):
+        found = rebootstrap.bootstrap(rebootstrap.field_f1(counts[label]), n)
+        interval = (found.low, found.high) if found.low < found.high else Count((found.value == 1,) * n).wilson
+        assert numbers(cell) == [round(value, 3) for value in (found.value, *interval)], (label, cell)
+    change = rebootstrap.paired(counts["before"], counts["after"])
+    said = numbers(cells[2])
+    assert said[0] == round(change.value, 3)
+    if change.low < change.high:
+        assert said[1:] == [round(change.low, 3), round(change.high, 3)], cells[2]
+    p = max(change.p_value, 2 * 0.5 ** rebootstrap.differ(counts["before"], counts["after"]))
+    assert ("p \\< 0.001" if p < 0.001 else f"p = {p:.3f}") in cells[3], (p, cells[3])
 
 
 def _close(said: list[float], counted: list[float], *where: str) -> None:

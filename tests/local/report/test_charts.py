@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.evaluation.document import Estimate
+from local.evaluation.document.measurement import Estimate
 from local.report.charts import MOST_POINTS, loss_plot, nice_scale, running_mean, scale_of, whisker
 from local.report.model import Curve
 
