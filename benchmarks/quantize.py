@@ -16,16 +16,15 @@ import math
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.children import watched  # noqa: E402 - behind the path
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "0.5B": (
@@ -186,40 +185,10 @@ def step(name: str, folder: Path) -> None:
 def measured(name: str, folder: Path) -> dict[str, float]:
     """Run a step in a child, and watch it."""
     before = set(folder.rglob("*"))
-    began = time.monotonic()
     command = [sys.executable, __file__, "--step", name, "--folder", str(folder)]
-    with (folder / "log").open("ab") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-    peak = {"RssAnon": 0, "VmHWM": 0}
-
-    def watch() -> None:
-        while child.returncode is None:
-            try:
-                status = Path(f"/proc/{child.pid}/status").read_text()
-            except OSError:
-                return
-            for line in status.splitlines():
-                key, _, rest = line.partition(":")
-                if key in peak:
-                    peak[key] = max(peak[key], int(rest.split()[0]) * 1024)
-            time.sleep(0.01)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    _, status, usage = os.wait4(child.pid, 0)
-    wall = time.monotonic() - began
-    child.returncode = os.waitstatus_to_exitcode(status)
-    watcher.join()
-    if child.returncode != 0:
-        raise SystemExit(f"{name} failed; see {folder / 'log'}")
+    took = watched(command, folder / "log")
     written = [p for p in set(folder.rglob("*")) - before if p.is_file() and not p.is_symlink()]
-    return {
-        "wall": wall,
-        "cpu": usage.ru_utime + usage.ru_stime,
-        "anonymous": peak["RssAnon"],
-        "resident": peak["VmHWM"],
-        "written": sum(path.stat().st_size for path in written),
-    }
+    return {**took, "written": sum(path.stat().st_size for path in written)}
 
 
 def together(steps: list[dict[str, float]]) -> dict[str, float]:

@@ -1,4 +1,8 @@
-"""The best weights of a stage so far, on the disk and in its checkpoints: what goes home if the stage ends now."""
+"""The best weights of a stage so far, on the disk and in its checkpoints: what goes home if the stage ends now.
+
+Of a full fine-tune they are there twice: in the 32 bits that training goes on from, and as the 16-bit model that goes
+home, which the supervisor can take out of a checkpoint when the trainer is gone.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 from jobs import ranks
 from jobs.checkpoints import BEST, BEST_FACTS, WEIGHTS
 from jobs.model import Tuned
-from jobs.saving import write_adapter
+from jobs.saving import write_adapter, write_model
 
 # Of a full fine-tune, in the 32 bits that training goes on from.
 WHOLE = "weights.safetensors"
@@ -38,6 +42,7 @@ class Best:
             part.mkdir(parents=True)
         if self.tuned.method == "full":
             self.tuned.write_weights(part / WHOLE)
+            write_model(self.tuned, part, half=True)
         elif ranks.first():
             write_adapter(self.tuned.model, self.tuned.base, part)
         if ranks.first():

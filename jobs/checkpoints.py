@@ -116,28 +116,40 @@ def weight_files(folder: Path) -> list[Path]:
 def result_of(checkpoint: Checkpoint, target: Path) -> None:
     """Put what would go home of a checkpoint at ``target``, which must not be there yet: whole or not at all.
 
-    The best adapter of its stage so far, where it holds one, or else the adapter of its own step.
+    The best weights of its stage so far, where it holds such, or else those of its own step.
     """
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    best = _best(checkpoint)
     for name in checkpoint.files:
-        if name in RESULT_FILES or fnmatch(name, MODEL_WEIGHTS) or name.startswith(f"{REJECTED}/"):
+        wanted = name in RESULT_FILES or fnmatch(name, MODEL_WEIGHTS) or name.startswith(f"{REJECTED}/")
+        if wanted and not (best and _has_weights(name)):
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.path / name, part / name)
-    if (best := checkpoint.path / BEST / WEIGHTS).is_file():
-        shutil.copyfile(best, part / WEIGHTS)
+    for name in best:
+        shutil.copyfile(checkpoint.path / BEST / name, part / name)
     part.rename(target)
 
 
 def result_step(checkpoint: Checkpoint) -> int:
-    """The step of the run that ``result_of`` takes the weights from. A full fine-tune has its newest there."""
+    """The step of the run that ``result_of`` takes the weights from."""
     try:
-        if f"{BEST}/{WEIGHTS}" in checkpoint.files:
+        if _best(checkpoint):
             return int(json.loads((checkpoint.path / BEST / BEST_FACTS).read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return checkpoint.step
+
+
+def _best(checkpoint: Checkpoint) -> list[str]:
+    """The files of the best weights as they go home, by their names in its folder of them; none where it has none."""
+    names = [name.removeprefix(f"{BEST}/") for name in checkpoint.files if name.startswith(f"{BEST}/")]
+    return [name for name in names if _has_weights(name)]
+
+
+def _has_weights(name: str) -> bool:
+    return name in (WEIGHTS, MODEL_INDEX) or fnmatch(name, MODEL_WEIGHTS)
 
 
 def _sync(path: Path) -> None:

@@ -25,6 +25,8 @@ from jobs.stage_data import load_rows
 
 # Rows whose answers are generated together.
 ROWS_AT_ONCE = 16
+# Lost answers up to this share of the rows may be chance (three of 64, and none of fewer than 20 rows).
+DOUBT_SHARE = 0.05
 # Where the task's metric says nothing, the loss decides. A smaller rise than this share, or than so many nats, is no
 # harm that a stage is kept out for.
 LOSS_SHARE, LOSS_NATS = 0.05, 0.02
@@ -157,22 +159,27 @@ class Meter:
 def worse(before: Measured, after: Measured) -> str:
     """Why the second is worse than the first, over the rows that both have; empty if it is not.
 
-    Exact matches decide; if they are equal, valid answers. Where not one answer is either, before and after, or where
-    the task has no such metric, the loss of the right answers does.
+    Exact matches decide; if they are equal, valid answers. The loss of the right answers does where so few were lost
+    that chance may have done it, where not one answer is either, before and after, and where the task has no such
+    metric.
     """
     n = min(len(before.verdicts), len(after.verdicts))
-    for name in ("exact", "valid"):
+    doubts: list[str] = []
+    for name, what in (("exact", "exact matches"), ("valid", "valid answers")):
         one, two = (sum(getattr(v, name) for v in m.verdicts[:n]) for m in (before, after))
         if two < one:
-            what = "exact matches" if name == "exact" else "valid answers"
-            return f"{what} fell from {one} to {two} of {n}"
-        if two > one or (two and name == "valid"):
+            doubts.append(f"{what} fell from {one} to {two} of {n}")
+            if one - two > DOUBT_SHARE * n:
+                return doubts[-1]
+        elif not doubts and (two > one or (two and name == "valid")):
             return ""
     m = min(len(before.losses), len(after.losses))
     old, new = _mean(before.losses[:m]), _mean(after.losses[:m])
-    if old is None or new is None or new - old <= max(LOSS_SHARE * old, LOSS_NATS):
+    if old is None or new is None:
+        return doubts[0] if doubts else ""
+    if new - old <= max(LOSS_SHARE * old, LOSS_NATS):
         return ""
-    return f"the loss of the answers rose from {old:.4f} to {new:.4f}"
+    return ", and ".join([*doubts, f"the loss of the answers rose from {old:.4f} to {new:.4f}"])
 
 
 def said(measured: Mapping[str, Any]) -> str:

@@ -85,6 +85,7 @@ def course_of(resume: Checkpoint | None, work: Path) -> Course:
     """What is known of the stage that a checkpoint stands in."""
     course = Course.read(resume.path) if resume else Course()
     pieces = work / PIECES_FILE
-    if pieces.is_file():
-        course.pieces = max(course.pieces, int(pieces.read_text()))
+    if pieces.is_file() and (found := int(pieces.read_text())) > course.pieces:
+        course.pieces = found
+        course.notes.append(f"memory ran out on one of the GPUs: a micro-batch is computed in {found} pieces")
     return course

@@ -58,7 +58,7 @@ def write_result(tuned: Tuned, target: Path, *, half: bool = False) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
     if tuned.method == "full":
-        _write_model(tuned, target, half)
+        write_model(tuned, target, half)
     if not ranks.first():
         return
     if tuned.method != "full":
@@ -97,7 +97,7 @@ def write_adapter(model: Any, base: Base, target: Path) -> None:
         (target / name).chmod(0o644)
 
 
-def _write_model(tuned: Tuned, target: Path, half: bool) -> None:
+def write_model(tuned: Tuned, target: Path, half: bool) -> None:
     """The weights by the library, which knows what it renamed when it read them; all else as the base has it."""
     whole = target / "model"
     if sharding.sharded(tuned.model):

@@ -73,8 +73,14 @@ class ServeConfig(Section):
 
 
 class MachineConfig(Section):
-    """What a rented machine must have besides its GPU."""
+    """What a rented machine must have besides its GPU, and how many GPUs one has that is not rented."""
 
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="GPUs to train on where none is rented (local, docker, manual); without any, so many processes.",
+    )
     cloud: Literal["secure", "community", "any"] = Field(default="secure", description="RunPod's kinds of host.")
     data_centers: list[str] = Field(default=[], description="Data centres to choose from; default: any.")
     disk_gb: int = Field(default=20, gt=0, description="Container disk: base, image layers and checkpoints.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cloudft.errors import ConfigError, DataError
+from infra.gpus import parse_wish
 from jobs.spec import Data, FileRef, Gate, RunSpec
 from local.base import lock_base
 from local.config import Config
@@ -70,7 +72,7 @@ def draft(project: Project, config: Config, progress: Progress) -> Draft:
     """Check data, task and base, and freeze what they say into a spec.
 
     Raises:
-        ConfigError, DataError, NotFound, ProviderError: what is wrong with any of them.
+        ConfigError, DataError, NotFound, ProviderError, UsageError: what is wrong with any of them.
     """
     progress("check the data")
     rows = load_rows(project.root / config.data.path)
@@ -97,7 +99,7 @@ def draft(project: Project, config: Config, progress: Progress) -> Draft:
         base=base,
         data=data,
         template=template,
-        stages=resolve_stages(config.train, stages, base.parameters),
+        stages=resolve_stages(config.train, stages, base.parameters, _gpus(config)),
         gate=_gate(task),
         image=config.image if config.provider != "local" else None,
         machine=config.machine_spec(),
@@ -114,6 +116,11 @@ def draft(project: Project, config: Config, progress: Progress) -> Draft:
         if stage.data
     }
     return Draft(spec, files.rows, task, source, {TRAIN_FILE: config.data.path, **paths}, tuple(files.notes))
+
+
+def _gpus(config: Config) -> int:
+    """A number that the GPUs of every wish divide, whichever is granted."""
+    return math.lcm(*(parse_wish(text).count for text in config.gpus)) if config.rents else config.machine.gpus
 
 
 def _gate(task: Task) -> Gate:

@@ -153,7 +153,7 @@ def estimate(work: Work, gpu: Gpu | None, cards: int) -> Estimate | None:
     least = most = 0.0
     for stage, tokens in zip(work.stages, work.tokens, strict=True):
         passes = stage.max_steps * stage.gradient_accumulation
-        one = corrected(_stage_pace(work.shape, stage, tokens, gpu, cards), work, stage, gpu, measured)
+        one = corrected(stage_pace(work.shape, stage, tokens, gpu, cards), work, stage, gpu, measured)
         least, most = least + passes * one.least, most + passes * one.most
     before = _before(measured)
     measuring = (len(work.stages) + 1) * work.measuring
@@ -161,7 +161,8 @@ def estimate(work: Work, gpu: Gpu | None, cards: int) -> Estimate | None:
     return Estimate(least + before[0] + measuring * MEASURING_LEAST, most + before[1] + measuring, basis)
 
 
-def _stage_pace(shape: Shape, stage: Stage, tokens: Tokens, gpu: Gpu, cards: int) -> Pace:
+def stage_pace(shape: Shape, stage: Stage, tokens: Tokens, gpu: Gpu, cards: int) -> Pace:
+    """Seconds of one pass of a stage, before any measured run corrects it."""
     _, setup = setup_of(stage, tokens, gpu, cards)
     lying = on_card(stage, tokens)
     # Rows on the card together are padded to the longest of them: at most to the longest of all.

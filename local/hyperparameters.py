@@ -82,20 +82,24 @@ class _Choices:
         return self.values[name]
 
 
-def resolve_stages(train: TrainConfig, facts: list[StageFacts], parameters: int | None = None) -> tuple[Stage, ...]:
+def resolve_stages(
+    train: TrainConfig, facts: list[StageFacts], parameters: int | None = None, gpus: int = 1
+) -> tuple[Stage, ...]:
     """Every hyperparameter of every stage, and where it came from.
 
     Args:
         train: the ``train`` section.
         facts: of the data of each stage, in turn.
         parameters: weights of the base, where known.
+        gpus: the rows of a step are to be shared out evenly among so many.
 
     Raises:
-        ConfigError: ``max_steps`` and ``epochs`` contradict each other, or a stage has no rows.
+        ConfigError: ``max_steps`` and ``epochs`` contradict each other, a stage has no rows, or what is set for its
+            steps cannot be shared out.
     """
     wanted = train.resolved_stages()
     shared = _shared(train, [stage.kind for stage in wanted], max(fact.rows for fact in facts))
-    return tuple(_stage(train, own, fact, shared, parameters) for own, fact in zip(wanted, facts, strict=True))
+    return tuple(_stage(train, own, fact, shared, parameters, gpus) for own, fact in zip(wanted, facts, strict=True))
 
 
 def _shared(train: TrainConfig, kinds: list[Kind], rows: int) -> _Choices:
@@ -110,13 +114,16 @@ def _shared(train: TrainConfig, kinds: list[Kind], rows: int) -> _Choices:
     return choices
 
 
-def _stage(train: TrainConfig, own: StageConfig, facts: StageFacts, shared: _Choices, parameters: int | None) -> Stage:
+def _stage(
+    train: TrainConfig, own: StageConfig, facts: StageFacts, shared: _Choices, parameters: int | None, gpus: int
+) -> Stage:
     if facts.rows < 1:
         raise ConfigError("there are no rows to train on", effect="nothing was started")
     choices = _Choices(own, shared)
     _length(choices, own.kind, facts.longest)
     block = _packing(choices, own.kind, facts)
     _batch(choices, own.kind, facts.rows, block)
+    _evenly(choices, gpus)
     _steps(choices, own, facts.rows, block)
     _optimiser(choices, own.kind, train.method, parameters)
     choices.values["activation_checkpointing"] = own.activation_checkpointing
@@ -202,6 +209,25 @@ def _batch(choices: _Choices, kind: Kind, rows: int, block: float) -> None:
         together,
         f"with batch_size {size}, about {ROWS_PER_STEP} rows a step: steady, and still many steps",
     )
+
+
+def _evenly(choices: _Choices, gpus: int) -> None:
+    """The rows of a step, rounded up to a multiple of the GPUs, unless both of their factors were set."""
+    values, own = choices.values, choices.own
+    size, together = values["batch_size"], values["gradient_accumulation"]
+    if (size * together) % gpus == 0:
+        return
+    changed, other = ("gradient_accumulation", size) if own.gradient_accumulation is None else ("batch_size", together)
+    if getattr(own, changed) is not None:
+        raise ConfigError(
+            f"{gpus} GPUs cannot share {size * together} rows a step evenly: train.batch_size is {size}, "
+            f"train.gradient_accumulation {together}",
+            effect="nothing was started",
+            hint=f"make their product a multiple of {gpus}, or leave one of them out of cloudft.yaml",
+        )
+    least = gpus // math.gcd(gpus, other)
+    values[changed] = math.ceil(values[changed] / least) * least
+    choices.origins[changed] += f"; rounded up, so that {gpus} GPUs share the rows of a step evenly"
 
 
 def _steps(choices: _Choices, own: StageConfig, rows: int, block: float) -> None:

@@ -390,7 +390,7 @@ def _change(record: RunRecord, **changes: object) -> RunRecord:
     return record.model_copy(update={"attempts": (*record.attempts[:-1], last)})
 
 
-def free_plan(provider: str) -> tuple[PlannedOffer, ...]:
-    """The plan where cloudft rents nothing."""
+def free_plan(provider: str, gpus: int = 1) -> tuple[PlannedOffer, ...]:
+    """The plan where cloudft rents nothing: so many GPUs, or processes, train together."""
     where = "a machine of your own" if provider == "manual" else "this computer"
-    return (PlannedOffer(provider=provider, id=provider, name=where, rate_usd=0.0),)
+    return (PlannedOffer(provider=provider, id=provider, name=where, rate_usd=0.0, count=gpus),)

@@ -99,7 +99,7 @@ def quote(provider: Provider, config: Config, work: Work, spent_usd: float) -> Q
     """
     memory = _memory(work)
     if not config.rents or config.budget is None:
-        return Quote(provider.name, None, (), free_plan(provider.name), memory=memory)
+        return Quote(provider.name, None, (), free_plan(provider.name, config.machine.gpus), memory=memory)
     _within_month(config, spent_usd)
     ahead = build_ahead(provider, config)
     lines = [_line(m, config, work, ahead) for m in offers_for(provider, config, work)]

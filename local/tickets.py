@@ -20,9 +20,10 @@ RESERVE_SHARE, RESERVE_LEAST, RESERVE_MOST = 0.1, 5.0, 600.0
 
 # An object takes one request, and S3 takes 5 GB in one.
 PIECE_BYTES = 4_000_000_000
-# A full fine-tune's bytes for each weight: 16 bits of the result; of a checkpoint the weight, the optimiser's two
-# averages and what the stage began with, in 32 bits each.
-RESULT_BYTES, CHECKPOINT_BYTES = 2, 16
+# A full fine-tune's bytes for each weight. The result has 16 bits, or 32 where it is taken from a checkpoint that holds
+# no best; of a checkpoint the weight, the optimiser's two averages, what the stage began with and its best have 32 bits
+# each, and the best has 16 once more.
+RESULT_BYTES, CHECKPOINT_BYTES = 4, 22
 UNKNOWN_PARAMETERS = 8_000_000_000
 
 

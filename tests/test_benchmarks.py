@@ -1,14 +1,18 @@
-"""The benchmark of quantising runs, and shows what must hold without any timing: memory and bytes written."""
+"""The benchmarks run, and show what must hold without any timing: memory, bytes written, tokens counted alike."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from benchmarks import train
+from benchmarks.random_models import SHAPES, config_of, make_rows
 from tests.conftest import REPO
+from tests.local.quantize_fixtures import make_tokenizer
 
 # Both hold more than may be in flight at once, so that what differs is the number of layers alone.
 FEW, MANY = 8, 28
@@ -50,3 +54,71 @@ def test_the_ways_are_compared_in_one_table(quantize: ModuleType) -> None:
     assert "one pass / today: wall 0.25, cpu 0.33, anonymous 0.25, resident 1.00, written 0.33" in table
     assert "one pass / quantise alone: wall 0.50, cpu 1.00" in table
     assert "| today | 4.0 | 3.0 | 4 | 1 | 3.00 |" in table
+
+
+@pytest.mark.train
+@pytest.mark.timeout(600)
+def test_ours_and_plain_trl_are_measured_alike(tmp_path: Path) -> None:
+    args = train.parse(["--steps", "5", "--warm", "1", "--rows", "100", "--rounds", "1", "--length", "64"])
+    assert args.ways == ["ours", "trl"]
+    train.prepare("tiny", tmp_path, args)
+    result = train.compare("tiny", "lora", tmp_path, args)
+    (ours,), (theirs,) = result["ways"]["ours"], result["ways"]["trl"]
+    for found in (ours, theirs):
+        # The first step does not count, and the last one ends the clock.
+        assert found["steps"] == 3
+        assert found["settings"]["rows at once"] * found["settings"]["accumulation"] == train.ROWS_PER_STEP
+        assert 0 < found["trained"] < found["tokens"] < 3 * train.ROWS_PER_STEP * 64
+        assert min(found[name] for name in ("seconds", "training cpu", "before", "wall", "anonymous")) > 0
+    # Other rows are drawn, from the same data.
+    assert ours["tokens"] == pytest.approx(theirs["tokens"], rel=0.5)
+    table = train.show(result)
+    assert table.startswith("| tiny lora | tokens/s | tokens / CPU s |")
+    assert f"| ours | {ours['tokens'] / ours['seconds']:,.0f} | " in table
+    assert "| ours / trl | " in table
+    assert "trl: rows at once 8, accumulation 2" in table
+
+
+def test_on_a_card_what_was_measured_stands_beside_the_estimate() -> None:
+    tokens = [64] * 99 + [512]
+    stage = train.stage_for("qlora", 10, 512, tokens, train.parameters_of("8B"))
+    estimate = train.estimated("8B", stage, tokens, "NVIDIA A40", checkpointing=True)
+    assert estimate is not None
+    told = {"tokens": 50_000, "seconds": 10.0, "on card": 9e9}
+    table = train.calibration({"size": "8B", "method": "qlora", "estimate": estimate, "ways": {"ours": [told, told]}})
+    assert table[1].startswith("| A40, 8B qlora | estimate | measured |")
+    assert "| 5,000, 5,000 |" in table[3]
+    assert "| 9.0, 9.0 |" in table[4]
+    assert train.estimated("8B", stage, tokens, "a card that nobody knows", checkpointing=True) is None
+
+
+def test_every_size_has_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.main(["--estimate", "A10G", "--size", ",".join(SHAPES), "--method", "lora,qlora", "--rows", "50"])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" |")[0] for line in lines] == [f"| {size} {m}" for size in SHAPES for m in ("lora", "qlora")]
+    (tokenizer := tmp_path / "tokenizer").mkdir()
+    make_tokenizer(tokenizer)
+    found = make_rows(tmp_path / "rows.jsonl", 50, 200, tokenizer)
+    assert max(found) == found[0] <= 200
+    assert min(found) < 60
+    assert len(json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])["messages"]) == 2
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_a_size_is_as_large_as_it_is_called(size: str) -> None:
+    import torch
+    import transformers
+
+    config = config_of(size)
+    with torch.device("meta"):
+        model = getattr(transformers, config.architectures[0])(config)
+    assert train.parameters_of(size) == pytest.approx(model.num_parameters(), rel=0.001)
+    if size != "tiny":
+        assert model.num_parameters() == pytest.approx(float(size[:-1]) * 1e9, rel=0.05)
+
+
+@pytest.mark.parametrize("wrong", ["--size 70B", "--method full", "--steps 4"])
+def test_a_wrong_option_is_said_before_anything_is_made(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.parse(wrong.split())
+    assert wrong in capsys.readouterr().err

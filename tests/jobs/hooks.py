@@ -18,15 +18,25 @@ def short_of_memory_backward() -> None:
     _limit(tokens=250)
 
 
+def short_of_memory_later() -> None:
+    """Three rows at once are too many, but for the first twelve layers that are trained through."""
+    _limit(rows=2, spared=12)
+
+
 def no_memory() -> None:
     """One row is too much."""
     _limit(rows=0)
 
 
-def _limit(rows: int = TOO_MUCH, tokens: int = TOO_MUCH) -> None:
-    """Forward passes over more than so many rows run out of memory; backward ones, over more than so many tokens."""
+def _limit(rows: int = TOO_MUCH, tokens: int = TOO_MUCH, spared: int = 0) -> None:
+    """Forward passes over more than so many rows run out of memory; backward ones, over more than so many tokens.
+
+    ``spared``: of the layers that are trained through, so many are let be.
+    """
     import torch
     from torch.nn.modules.module import register_module_forward_hook
+
+    trained = [0]
 
     def refuse(*_: Any) -> None:
         torch.empty(TOO_MUCH, dtype=torch.uint8)
@@ -35,7 +45,8 @@ def _limit(rows: int = TOO_MUCH, tokens: int = TOO_MUCH) -> None:
         if type(module).__name__ != "Qwen2MLP":
             return
         (hidden,) = args
-        if hidden.shape[0] > rows:
+        trained[0] += output.requires_grad
+        if hidden.shape[0] > rows and trained[0] > spared:
             refuse()
         if output.requires_grad and hidden.shape[0] * hidden.shape[1] > tokens:
             output.register_hook(refuse)

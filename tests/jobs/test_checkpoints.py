@@ -275,6 +275,31 @@ def test_the_best_weights_of_a_checkpoint_are_what_goes_home_of_it(place: Place)
     assert keeper.rescued_step == 6
 
 
+def test_the_best_model_of_a_full_fine_tune_is_what_goes_home_in_place_of_the_newest(place: Place) -> None:
+    path = place.root / "work" / "checkpoints" / "checkpoint-9"
+    newest = {"model-00001-of-00002.safetensors": b"newest", "model-00002-of-00002.safetensors": b"newest"}
+    newest |= {checkpoints.MODEL_INDEX: b"of two files", "config.json": b"{}", "optimizer.pt": b"states"}
+    best = {"model.safetensors": b"best", "weights.safetensors": b"in 32 bits", "best.json": b'{"step": 6}'}
+    for folder, files in ((path, newest), (path / "best", best)):
+        folder.mkdir(parents=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    seal(path, 9, SPEC, at=9.0)
+    (found,) = sealed(path.parent)
+    target = place.root / "out" / "adapter"
+    checkpoints.result_of(found, target)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == {"model.safetensors": b"best", "config.json": b"{}"}
+    assert checkpoints.result_step(found) == 6
+    # One of an earlier version has it in 32 bits only, which nobody at home reads.
+    (path / "best" / "model.safetensors").unlink()
+    seal(path, 9, SPEC, at=9.0)
+    (older,) = sealed(path.parent)
+    checkpoints.result_of(older, place.root / "older")
+    weights = [path.name for path in checkpoints.weight_files(place.root / "older")]
+    assert weights == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert checkpoints.result_step(older) == 9
+
+
 def test_through_presigned_urls_of_a_bucket(tmp_path: Path, s3_server: S3Server) -> None:
     bucket, client = s3_server.create_bucket(), s3_server.client()
 

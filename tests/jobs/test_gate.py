@@ -17,10 +17,20 @@ def measured(exact: int, valid: int, of: int = 20, loss: float = 1.0, general: f
     ("before", "after", "why"),
     [
         (measured(0, 0), measured(20, 20), ""),
-        (measured(20, 20), measured(19, 20), "exact matches fell from 20 to 19 of 20"),
+        (measured(20, 20), measured(18, 20), "exact matches fell from 20 to 18 of 20"),
+        (measured(8, 8, of=8), measured(7, 8, of=8), "exact matches fell from 8 to 7 of 8"),
+        # One of twenty may be chance: then the loss decides, which every token has a say in.
+        (measured(20, 20), measured(19, 20, loss=0.5), ""),
+        (
+            measured(20, 20),
+            measured(19, 20, loss=2.0),
+            "exact matches fell from 20 to 19 of 20, and the loss of the answers rose from 1.0000 to 2.0000",
+        ),
+        (measured(20, 20), measured(19, 18), "valid answers fell from 20 to 18 of 20"),
         # Exact matches decide, whatever else moved.
         (measured(10, 20), measured(11, 15, loss=9.0), ""),
-        (measured(10, 15), measured(10, 14), "valid answers fell from 15 to 14 of 20"),
+        (measured(10, 15), measured(10, 13), "valid answers fell from 15 to 13 of 20"),
+        (measured(10, 15), measured(10, 14), ""),
         # Where the metric speaks and is equal, the loss does not matter.
         (measured(10, 15), measured(10, 15, loss=9.0), ""),
         (measured(0, 5), measured(0, 5, loss=9.0), ""),

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from jobs.checkpoints import WEIGHTS
+from jobs.checkpoints import FOLDER, WEIGHTS, result_of, result_step, sealed
 from tests.jobs.forked import Training, run_all
 from tests.jobs.guided_fixtures import HELD, guided_work
+from tests.jobs.train_fixtures import FULL, demo_base, metrics, outcome
 from tests.jobs.train_fixtures import SETTINGS as DEMO
-from tests.jobs.train_fixtures import demo_base, metrics, outcome
 
 __all__ = ["demo_base"]  # fixture
 pytestmark = pytest.mark.train
@@ -52,6 +52,7 @@ def runs(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     add("tight", hook="short_of_memory_forward", lora_dropout=0.0)
     add("too tight", hook="no_memory")
     add("early", max_steps=60, patience=1, rows=_wrong_answers())
+    add("full", "--first-checkpoint", "0", "--checkpoint-every", "0", **FULL, learning_rate=1e-3)
     add("in time", "--until", "now+12", max_steps=LONG, batch_size=2)
     add("no number", learning_rate=1e30, held=0)
     first = {"max_steps": 10, "max_length": 128, "learning_rate": 0.005}
@@ -105,6 +106,25 @@ def test_what_goes_home_is_the_best_and_a_stage_that_gets_no_better_ends_early(
     assert f"stopped early after step {told['steps_done']} of 60" in told["reason"]
     assert f"the result is that of step {best['step']}" in told["reason"]
     assert weights(work) == (work / "best" / WEIGHTS).read_bytes()
+
+
+def test_the_best_of_a_full_fine_tune_is_in_its_checkpoints_as_it_goes_home(
+    runs: dict[str, tuple[Training, int]], tmp_path: Path
+) -> None:
+    work = work_of(runs, "full")
+    (stage,) = outcome(work)["stages"]
+    home = (work / "out" / "adapter" / "model.safetensors").read_bytes()
+    assert stage["best_step"] == 20
+    assert (work / "best" / "model.safetensors").read_bytes() == home
+    # What the supervisor takes of a trainer that was killed before: the best by then, whole, as a 16-bit model.
+    newest = sealed(work / FOLDER)[0]
+    best = min((line for line in evaluations(work) if 0 < line["step"] <= newest.step), key=lambda e: e["eval_loss"])
+    assert result_step(newest) == best["step"] < 20
+    result_of(newest, tmp_path / "taken")
+    assert {path.name for path in (tmp_path / "taken").iterdir()} == {
+        p.name for p in (work / "out" / "adapter").iterdir()
+    }
+    assert len((tmp_path / "taken" / "model.safetensors").read_bytes()) == len(home)
 
 
 def test_memory_that_runs_out_costs_nothing_but_time(runs: dict[str, tuple[Training, int]]) -> None:

@@ -110,12 +110,8 @@ def test_all_weights_are_shared_out_and_a_stop_reaches_all_ranks(
         assert (found[name].float() - tensor.float()).abs().max() < 1e-2, name
 
 
-@pytest.mark.train
-@pytest.mark.timeout(900)
-def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on(
-    demo_base: Path, tmp_path: Path, alone: dict[str, Path]
-) -> None:
-    work, store = guided_work(tmp_path / "work", demo_base, **COMMON), tmp_path / "store"
+def supervise(work: Path, store: Path, **more: str) -> subprocess.Popen[bytes]:
+    """A machine with two GPUs, and its supervisor."""
     store.mkdir()
     urls = {key: (store / key).as_uri() for key in (*ATTEMPT_OUTPUTS, *RUN_OUTPUTS)}
     ticket = Ticket(
@@ -137,7 +133,16 @@ def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on(
         f"Supervisor(time.time() + 3600, {(store / 'ticket.json').as_uri()!r}, Path({str(work)!r}),"
         f" (*TRAINER, *{CHECKPOINTS!r})).run()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], env=env(), stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", code], env={**env(), **more}, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.train
+@pytest.mark.timeout(900)
+def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on(
+    demo_base: Path, tmp_path: Path, alone: dict[str, Path]
+) -> None:
+    work, store = guided_work(tmp_path / "work", demo_base, **COMMON), tmp_path / "store"
+    process = supervise(work, store)
     wait_for_step(work, 0, work / "train.log")
     family = psutil.Process(process.pid).children(recursive=True)
     ranks = [member for member in family if "jobs.train" in member.cmdline()]
@@ -150,6 +155,43 @@ def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on(
     assert result["trainer"]["resumed_from"] > 0
     assert log.count("2 GPUs, 4 rows at once on each, 1 times") == 2
     same_losses(work, alone["lora"])
+
+
+# Read by every Python that is started: memory is short for the second rank alone.
+SHORT_OF_MEMORY = """
+import os
+if os.environ.get("RANK") == "1":
+    from tests.jobs import hooks
+    hooks.short_of_memory_later()
+"""
+
+
+@pytest.mark.train
+@pytest.mark.timeout(900)
+def test_a_rank_without_memory_makes_the_pieces_of_all_smaller_and_the_run_goes_on(
+    demo_base: Path, tmp_path: Path, alone: dict[str, Path]
+) -> None:
+    work, store = guided_work(tmp_path / "work", demo_base, held=0, **COMMON), tmp_path / "store"
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(SHORT_OF_MEMORY)
+    process = supervise(work, store, PYTHONPATH=f"{tmp_path / 'hook'}{os.pathsep}{REPO}")
+    assert process.wait(timeout=400) == 0
+    log = (work / "train.log").read_text()
+    result = json.loads((store / RESULT).read_text())
+    assert result["status"] == "completed", log[-3000:]
+    resumed = result["trainer"]["resumed_from"]
+    assert 0 < resumed < 7
+    # The hook spares six steps of two layers.
+    assert "memory ran out in step 7: 2 rows at once instead of 4" in log
+    assert any("2 pieces" in note for note in result["trainer"]["stages"][0]["notes"])
+    lines = metrics(work)
+    assert [line.get("pieces", 1) for line in lines] == [1] * resumed + [2] * (STEPS - resumed)
+    # The same steps as of one process with all the memory it wants, but for the order in which numbers are added.
+    expected = [line for line in metrics(alone["lora"]) if "loss" in line]
+    for name in ("step", "learning_rate", "tokens", "epoch"):
+        assert [line[name] for line in lines] == [line[name] for line in expected], name
+    losses = [[line["loss"] for line in each] for each in (lines, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def stage(batch_size: int, accumulation: int) -> Stage:

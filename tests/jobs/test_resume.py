@@ -16,6 +16,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -258,24 +259,48 @@ def container(engine: DockerEngine, image: str, store: Store, work: Path) -> Ite
         client.close()
 
 
+def held_at(work: Path, beyond: int) -> psutil.Process:
+    """The container's trainer, held still behind a checkpoint of a step beyond that: an engine takes seconds to act."""
+    wait_for_step(work, beyond)
+    (trainer,) = (
+        p for p in psutil.process_iter(["cmdline"]) if {"jobs.train", str(work)} <= set(p.info["cmdline"] or ())
+    )
+    trainer.suspend()
+    return trainer
+
+
+def wait_for_log(work: Path, text: str) -> None:
+    give_up = time.monotonic() + 240
+    while text not in (work / "train.log").read_text():
+        assert time.monotonic() < give_up, (work / "train.log").read_text()[-3000:]
+        time.sleep(0.05)
+
+
 @pytest.mark.train
 @pytest.mark.docker
 @pytest.mark.timeout(900)
-def test_a_container_that_is_killed_and_started_again_ends_with_the_same_adapter(
+def test_a_container_that_is_killed_or_restarted_ends_with_the_same_adapter(
     unbroken: Path, demo_base: Path, tmp_path: Path, docker_engine: DockerEngine, train_image: str
 ) -> None:
     store = Store(tmp_path, demo_base)
     work = store.machine("machine")
+    draw = random.Random(SEED)
     with container(docker_engine, train_image, store, work) as machine:
-        left = 0
-        for point in sorted(random.Random(SEED).sample(range(3, STEPS - 12), 2)):
-            wait_for_step(work, max(left, point))
-            machine.kill()
-            machine.wait()
-            left = sealed(work / FOLDER)[0].step
-            machine.start()
+        held_at(work, draw.randrange(3, 12))
+        machine.kill()
+        machine.wait()
+        left = sealed(work / FOLDER)[0].step
+        machine.start()
+        # ``docker restart``: SIGTERM, and the container begins again when its first process has ended.
+        trainer = held_at(work, max(left, draw.randrange(16, 24)))
+        with ThreadPoolExecutor() as beside:
+            restarted = beside.submit(machine.restart, timeout=240)
+            wait_for_log(work, "takes this machine away")
+            trainer.resume()
+            restarted.result()
+        assert not store.has(RESULT), "the run ended before it was broken off"
         assert machine.wait(timeout=400)["StatusCode"] == 0, machine.logs().decode()[-3000:]
-    assert outcome(work)["resumed_from"] == left
+    assert outcome(work)["resumed_from"] > max(left, 16)
     _told_the_same(work, unbroken)
 
 

@@ -10,12 +10,15 @@ import pytest
 import yaml
 
 from cloudft.errors import ConfigError, DataError, NotFound
+from infra.provider_local import LocalProvider
 from local.config import load_config
 from local.demo_project import write_demo_project
 from local.demo_tickets import generic_chats
 from local.draft import Draft, draft
+from local.estimate import Work
 from local.progress import silent
 from local.project import Project
+from local.quote import quote
 from local.split import write_rows
 
 
@@ -133,3 +136,26 @@ def test_no_validation_rows_where_the_user_wants_none(project: Project) -> None:
 def test_what_is_wrong_is_named(project: Project, train: dict[str, Any], error: type[Exception], what: str) -> None:
     with pytest.raises(error, match=what):
         drafted(project, train)
+
+
+def test_the_gpus_that_are_asked_for_share_the_rows_of_a_step(project: Project) -> None:
+    config = load_config(project.config_file)
+    set_ = config.model_copy(update={"provider": "runpod", "gpu": ["H100:2", "A100-80GB:3"]})
+    with pytest.raises(ConfigError, match="6 GPUs cannot share 16 rows a step evenly"):
+        draft(project, set_, silent)  # the demo sets both
+    here = config.model_copy(update={"gpu": ["H100:2"], "machine": config.machine.model_copy(update={"gpus": 3})})
+    with pytest.raises(ConfigError, match="3 GPUs cannot share 16 rows a step evenly"):
+        draft(project, here, silent)  # nothing is rented
+    left = set_.model_copy(update={"train": set_.train.model_copy(update={"gradient_accumulation": None})})
+    (stage,) = draft(project, left, silent).spec.stages
+    assert stage.batch_size * stage.gradient_accumulation % 6 == 0
+
+
+def test_a_computer_of_ones_own_trains_on_as_many_gpus_as_it_is_told_to(project: Project) -> None:
+    config = load_config(project.config_file)
+    work = Work("base", None, None, (), ())
+    counts = [
+        quote(LocalProvider(project.root), config.model_copy(update={"machine": machine}), work, 0.0).plan[0].count
+        for machine in (config.machine, config.machine.model_copy(update={"gpus": 2}))
+    ]
+    assert counts == [1, 2]

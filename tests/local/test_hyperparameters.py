@@ -221,3 +221,27 @@ def test_what_stands_beside_the_stages_holds_for_those_that_say_nothing_else() -
     )
     stages = resolve_stages(train, [StageFacts(100), StageFacts(100, file=FILE)])
     assert [stage.warmup for stage in stages] == [0.3, 0.2]
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 5, 6, 8])
+@pytest.mark.parametrize("own", [{}, {"batch_size": 3}, {"gradient_accumulation": 5}, {"max_length": 4096}])
+def test_the_rows_of_a_step_can_be_shared_out_among_the_gpus(own: dict[str, int], gpus: int) -> None:
+    (alone,), (stage,) = (resolve_stages(TrainConfig(**own), [StageFacts(800)], gpus=n) for n in (1, gpus))
+    rows, before = (s.batch_size * s.gradient_accumulation for s in (stage, alone))
+    assert rows % gpus == 0
+    assert before <= rows < before + gpus * max(stage.batch_size, stage.gradient_accumulation)
+    for name, value in own.items():
+        assert (getattr(stage, name), stage.origins[name]) == (value, FROM_CONFIG)
+    # What a pass over the data takes follows from it.
+    assert stage.max_steps == -(-3 * 800 // rows)
+    if rows != before:
+        assert f"{gpus} GPUs share" in stage.origins["batch_size"] + stage.origins["gradient_accumulation"]
+
+
+def test_rows_a_step_that_were_set_and_cannot_be_shared_out_are_refused() -> None:
+    own = TrainConfig(batch_size=5, gradient_accumulation=3)
+    assert resolve_stages(own, [StageFacts(800)], gpus=3)
+    with pytest.raises(ConfigError, match="4 GPUs cannot share 15 rows a step evenly") as info:
+        resolve_stages(own, [StageFacts(800)], gpus=4)
+    assert info.value.effect == "nothing was started"
+    assert "a multiple of 4" in info.value.hint
