@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from jobs.transfer import sha256_file
+from jobs.transfer import PIECE
 
 
 @dataclass(frozen=True)
@@ -21,17 +24,40 @@ class Bundle:
 
 
 def pack(folder: Path, tar_path: Path) -> Bundle:
-    """Pack every file below ``folder``, names relative to it, without owners or times."""
+    """Pack every file below ``folder``, names relative to it, without owners or times. Each byte is read once."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    with tarfile.open(tar_path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path in files:
-            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
-            info.size = path.stat().st_size
-            info.mode = 0o644
-            with path.open("rb") as src:
-                tar.addfile(info, src)
-    hashes = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
-    return Bundle(tar_path, sha256_file(tar_path), tar_path.stat().st_size, hashes)
+    hashes = {}
+    with tar_path.open("wb") as file:
+        out = _Hashed(file)
+        with tarfile.TarFile(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, copybufsize=PIECE) as tar:
+            for path in files:
+                info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+                info.size = path.stat().st_size
+                info.mode = 0o644
+                with path.open("rb") as file_in:
+                    src = _Hashed(file_in)
+                    tar.addfile(info, src)
+                hashes[info.name] = src.sha256.hexdigest()
+    return Bundle(tar_path, out.sha256.hexdigest(), tar_path.stat().st_size, hashes)
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is read or written from its begin to its end, and its sha256 on the way."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        piece = self.file.read(size)
+        self.sha256.update(piece)
+        return piece
+
+    def write(self, data: Any, /) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 def unpack(tar_path: Path, target: Path) -> None:

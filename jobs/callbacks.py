@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from jobs import ranks
 from jobs.course import Course
 from jobs.divergence import LossWatch
+from jobs.outcome import Outcome
 from jobs.runlog import say
 
 LOG_EVERY_S = 5.0  # the log is for people; metrics.jsonl has every step
@@ -120,6 +121,19 @@ class StepReport(TrainerCallback):  # type: ignore[misc]  # the library has no t
             f"  loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}"
             f"  {rate:,.0f} tokens/s  left {minutes}:{seconds:02d}"
         )
+
+
+class StepTimes(TrainerCallback):  # type: ignore[misc]
+    """When this process's first step began and its last one ended."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.outcome.step_begins()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.outcome.step_ends()
 
 
 class StopAtStep(TrainerCallback):  # type: ignore[misc]

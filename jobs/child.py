@@ -34,9 +34,12 @@ class End:
 
 
 def command(trainer: Sequence[str], work: Path, gpus: int, until: float | None) -> list[str]:
-    """What starts it, once for each GPU. ``until``: epoch second by which its schedule should have ended."""
+    """What starts it, once for each GPU; it waits for its inputs (``jobs.ready``).
+
+    ``until``: epoch second by which its schedule should have ended.
+    """
     start = [*LAUNCHER, str(gpus), *trainer[len(TRAINER) :]] if gpus > 1 else list(trainer)
-    return [*start, "--work", str(work), *(("--until", str(until)) if until is not None else ())]
+    return [*start, "--work", str(work), "--wait", *(("--until", str(until)) if until is not None else ())]
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -68,6 +71,12 @@ def ended(code: int, out: Path, gpus: int) -> End:
         again=any(r.get("cause") == "memory" for r in telling),
         final=any(r.get("cause") == "diverged" for r in telling),
     )
+
+
+def forget_reports(out: Path) -> None:
+    """What an earlier trainer said of its end must not pass for what the next one says."""
+    for old in (out / REPORT, *out.glob("rank-*.json")):
+        old.unlink(missing_ok=True)
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import logging
 import os
@@ -12,8 +14,9 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-from jobs import ranks
+from jobs import ranks, tracking
 from jobs.outcome import StoppedEarly
 from jobs.runlog import log, say
 from jobs.spec import RunSpec
@@ -72,13 +75,33 @@ def set_environment(spec: RunSpec) -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process trains on one device
     if spec.base.source == "folder":
         os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here, so nothing may be asked for
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # trl tells its makers of each trainer otherwise
+    quiet_hub()
     # The log is read by people: no progress bars, and no advice of one library to another.
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
+
+
+def quiet_hub() -> None:
+    """What the hub's library reads."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # trl tells its makers of each trainer otherwise
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def end_process(code: int) -> NoReturn:
+    """End at once: to take down what is imported costs an interpreter seconds, which are billed.
+
+    What libraries wish to do at the end is done. A tracker may have threads that still send: with one of them the
+    interpreter ends in its own way.
+    """
+    if tracking.begun():
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for console in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # closed, or on a full disk
+            console.flush()
+    os._exit(code)
 
 
 def log_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from jobs import ranks
 from jobs.outcome import TrainError
 from jobs.runlog import log
 from jobs.spec import Stage
@@ -37,6 +38,15 @@ class Machine:
 
         gpu = torch.cuda.is_available()
         return cls(gpu=gpu, bf16=dtype == "bfloat16", liger=gpu and choose_liger(model_type))
+
+
+def warm_up() -> None:
+    """Make this process's GPU ready: context and matrix kernels take seconds at their first use."""
+    import torch
+
+    if torch.cuda.is_available():
+        square = torch.ones(64, 64, device=f"cuda:{ranks.local()}")
+        (square @ square).sum().item()
 
 
 def choose_dtype(wanted: Literal["auto", "float32", "bfloat16"]) -> Dtype:

@@ -57,6 +57,7 @@ class Keeper:
         self.resumed_from = 0
         self.rescued_step: int | None = None
         self._lock = threading.Lock()
+        self._rescuing = threading.Lock()
 
     @property
     def can_keep(self) -> bool:
@@ -74,6 +75,10 @@ class Keeper:
 
     def rescue(self, adapter: Path) -> None:
         """A trainer that left no adapter, however it ended, may have left a checkpoint that holds one."""
+        with self._rescuing:
+            self._rescue(adapter)
+
+    def _rescue(self, adapter: Path) -> None:
         newest = self.newest()
         if newest is None or adapter.exists():
             return

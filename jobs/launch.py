@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from jobs.environment import STOP_FILE, end_with_parent
+from jobs.child import forget_reports
+from jobs.environment import STOP_FILE, end_process, end_with_parent
 
 # Seconds that the others have to end when one rank is dead: they have nothing left to save.
 SHUTDOWN = 5
@@ -29,9 +30,8 @@ def main(argv: list[str]) -> int:
     work = Path(options[options.index("--work") + 1])
     end_with_parent()
     stop = work / STOP_FILE
-    # What others before left must not pass for what these do.
-    for old in (stop, work / "out" / "trainer.json", *(work / "out").glob("rank-*.json")):
-        old.unlink(missing_ok=True)
+    stop.unlink(missing_ok=True)
+    forget_reports(work / "out")
 
     def ask(number: int, _: FrameType | None) -> None:
         stop.touch()
@@ -54,4 +54,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -9,6 +9,9 @@ machine, faults and all, can be played from a seed. Times are seconds since the 
                         └──────────────│── stop asked, or failed ───────────┘
                                        └──taken away──> LEAVING ──kept──> DOWN
 
+The trainer is started with FETCH: it imports its libraries beside the download, and waits until it is let go on. One
+that only waits has nothing to save, so whatever ends FETCH otherwise kills it.
+
 From every phase the deadline leads straight to DOWN. A machine that is taken away (LEAVING) records nothing: the run
 has not ended, and the next machine goes on from the checkpoint that this one leaves.
 """
@@ -22,6 +25,7 @@ from typing import Literal
 Status = Literal["completed", "stopped", "failed"]
 TERMINATED = "the machine was told to end (SIGTERM)"
 TAKEN = "the provider takes this machine away (SIGTERM)"
+BEFORE_INPUTS = "the trainer ended before its inputs were here"
 
 
 class Phase(StrEnum):
@@ -84,7 +88,7 @@ class Restored:
 
 @dataclass(frozen=True)
 class InputsFetched:
-    """Every input is here and its sha256 agrees."""
+    """Every input is here and its sha256 agrees: the trainer may go on."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class ChildEnded:
 
     ``resumable``: it was killed, not by us, after a checkpoint that is newer than the one that it began from, or has
     written down how the next try gets further. ``final``: the training has diverged, and no machine should go on.
+    Of one that ended while it waited for the inputs, this comes when it is known what an earlier machine left.
     """
 
     status: Status
@@ -131,9 +136,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Failed:
-    """The command of the present phase failed for good."""
+    """Something failed for good; ``during``: a command that only that phase waits for."""
 
     why: str
+    during: Phase | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,7 @@ Event = (
 class Command(StrEnum):
     FETCH_INPUTS = "fetch inputs"
     START_CHILD = "start the trainer"
+    RELEASE_CHILD = "let the trainer go on: all that it needs is here"
     STOP_CHILD = "ask the trainer to stop"
     KILL_CHILD = "kill the trainer"
     KEEP = "upload the last checkpoint"
@@ -192,7 +199,7 @@ def decide(state: State, event: Event, now: float) -> Decision:
             return replace(state, phase=Phase.RECORD), (Command.RECORD,)
         case Recorded() | Kept():
             return _finished(state, event)
-        case Failed():
+        case Failed() if event.during in (None, state.phase):
             return _failed(state, event.why)
         case Tick():
             return _tick(state, now)
@@ -208,7 +215,7 @@ def _begin(state: State, event: TicketRead, now: float) -> Decision:
         return _give_up(state, "stopped", state.stop_reason or TERMINATED)
     if now >= state.soft_deadline:
         return _give_up(state, "stopped", "the deadline came before training began")
-    return replace(state, phase=Phase.FETCH), (Command.FETCH_INPUTS,)
+    return replace(state, phase=Phase.FETCH), (Command.START_CHILD, Command.FETCH_INPUTS)
 
 
 def _fetched(state: State, event: Restored | InputsFetched, now: float) -> Decision:
@@ -217,7 +224,7 @@ def _fetched(state: State, event: Restored | InputsFetched, now: float) -> Decis
         return _give_up(state, "stopped", state.stop_reason) if state.stop_reason else (state, ())
     if now >= state.soft_deadline:
         return _give_up(state, "stopped", "the deadline came before training began")
-    return replace(state, phase=Phase.TRAIN), (Command.START_CHILD,)
+    return replace(state, phase=Phase.TRAIN), (Command.RELEASE_CHILD,)
 
 
 def _stop(state: State, why: str) -> Decision:
@@ -239,7 +246,7 @@ def _terminated(state: State) -> Decision:
     if not state.rented or state.stop_reason:
         return _stop(state, TERMINATED)
     if state.phase is Phase.FETCH:
-        return replace(state, phase=Phase.DOWN, reason=TAKEN), (Command.TEAR_DOWN,)
+        return replace(state, phase=Phase.DOWN, reason=TAKEN), (Command.KILL_CHILD, Command.TEAR_DOWN)
     if state.phase is Phase.TRAIN:
         return replace(state, phase=Phase.LEAVING, reason=TAKEN), (Command.STOP_CHILD,)
     # Later phases are ending anyway: what they upload is the run's end, and worth more than a checkpoint.
@@ -259,6 +266,8 @@ def _tick(state: State, now: float) -> Decision:
 def _child_ended(state: State, event: ChildEnded) -> Decision:
     if state.phase is Phase.TRAIN and event.resumable:
         return state, (Command.START_CHILD,)
+    if state.phase is Phase.FETCH:
+        return _give_up(state, "stopped" if event.status == "stopped" else "failed", event.reason or BEFORE_INPUTS)
     if state.phase in (Phase.TRAIN, Phase.STOPPING):
         return _after_training(state, event)
     if state.phase is not Phase.LEAVING:
@@ -300,6 +309,7 @@ def _failed(state: State, why: str) -> Decision:
 
 def _give_up(state: State, status: Status, reason: str) -> Decision:
     """End and say why; without an adapter, unless an earlier machine left one and none is trained here."""
+    kill = (Command.KILL_CHILD,) if state.phase is Phase.FETCH else ()
     if state.phase is Phase.FETCH and state.restored:
-        return replace(state, phase=Phase.UPLOAD, status="stopped", reason=reason), (Command.UPLOAD,)
-    return replace(state, phase=Phase.RECORD, status=status, reason=reason), (Command.RECORD,)
+        return replace(state, phase=Phase.UPLOAD, status="stopped", reason=reason), (*kill, Command.UPLOAD)
+    return replace(state, phase=Phase.RECORD, status=status, reason=reason), (*kill, Command.RECORD)

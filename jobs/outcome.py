@@ -77,7 +77,11 @@ class StageOutcome:
 
 @dataclass
 class Outcome:
-    """What ``trainer.json`` says. ``phases`` in seconds; ``trained_tokens`` seen by the model, prompts included.
+    """What ``trainer.json`` says. ``trained_tokens`` are those seen by the model, prompts included.
+
+    ``phases``: seconds since the inputs were here, each of them in one phase at most. What was imported while they came
+    is in none. ``load`` goes on to the first step that this process trains; ``first_step_at`` and ``last_step_at`` are
+    the epoch seconds at which its steps began and ended, None for no step.
 
     Steps, tokens and loss are those of the whole run; ``resumed_from`` is the step that this process began at,
     ``adapter_step`` the one that the adapter is from. ``cause`` of an end that is not as usual: *diverged* means that
@@ -92,6 +96,8 @@ class Outcome:
     resumed_from: int = 0
     train_loss: float | None = None
     phases: dict[str, float] = field(default_factory=dict)
+    first_step_at: float | None = None
+    last_step_at: float | None = None
     trained_tokens: int = 0
     adapter_sha256: str | None = None
     adapter_step: int | None = None
@@ -99,14 +105,31 @@ class Outcome:
     stages: list[StageOutcome] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._phase_began = time.monotonic()
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time inside to the phase: a stage after the first trains again."""
-        began = time.monotonic()
+        """Add the time inside to the phase: a stage after the first trains again. No phase is inside of another."""
+        self._phase_began = time.monotonic()
         try:
             yield
         finally:
-            self.phases[name] = round(self.phases.get(name, 0.0) + time.monotonic() - began, 3)
+            self.add(name, time.monotonic() - self._phase_began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a phase what was measured otherwise."""
+        self.phases[name] = round(self.phases.get(name, 0.0) + max(seconds, 0.0), 3)
+
+    def step_begins(self) -> None:
+        """The first one of this process: until then its training was still being prepared."""
+        if self.first_step_at is None:
+            self.first_step_at, now = time.time(), time.monotonic()
+            self.add("load", now - self._phase_began)
+            self._phase_began = now
+
+    def step_ends(self) -> None:
+        self.last_step_at = time.time()
 
     def write(self, path: Path) -> None:
         part = path.with_name(f".{path.name}.part")

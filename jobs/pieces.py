@@ -44,8 +44,8 @@ def send(
         raise TransferError(f"{name} has {size / 1e9:.1f} GB, and the ticket has room for {room / 1e9:.0f}", final=True)
     for number, piece in enumerate(names):
         window = transfer.Window(path, number * piece_bytes, min(piece_bytes, size - number * piece_bytes))
-        transfer.put_window(outputs[piece].put, window, given_up)
-        if not transfer.arrived(outputs[piece].get, window):
+        md5 = transfer.put_window(outputs[piece].put, window, given_up)
+        if not transfer.arrived(outputs[piece].get, window, md5):
             raise TransferError(f"the uploaded {piece} is not what was sent")
     return names
 

@@ -29,6 +29,7 @@ from jobs.trl_configs import MAX_GRAD_NORM, trl_config
 
 if TYPE_CHECKING:
     from jobs.guide import Guide
+    from jobs.trainers import Keeping
 
 
 @dataclass(frozen=True)
@@ -142,25 +143,16 @@ def train_stage(
     """The training of a stage; fills in what it came to."""
     from transformers import PrinterCallback
 
+    from jobs.callbacks import StepTimes
     from jobs.guide import course_of
-    from jobs.trainers import TRAINERS, Keeping
+    from jobs.trainers import TRAINERS
 
     began, data, done = time.monotonic(), stages[progress.stage], progress.step if resume else 0
     stage = shared(data.stage, ranks.count())
     dataset, evaluations = plan(run.inputs, run.spec, tuned, data.stage, data.dataset)
     course, best = course_of(resume if done else None, run.work), Best(run.best, tuned)
     best.take_up(resume.path if resume and done else None)
-    keeping = Keeping(
-        run.checkpoints,
-        run.spec.sha256(),
-        run.metrics,
-        lambda folder: write_result(tuned, folder),
-        progress,
-        start if progress.stage else None,
-        run.rejected,
-        course,
-        run.best,
-    )
+    keeping = _keeping(run, tuned, progress, start, course)
     if progress.stage and resume is None:
         keeping.at_start()
     guide = _guide(run, stages, progress, result, course, best, evaluations)
@@ -176,7 +168,7 @@ def train_stage(
             processing_class=tuned.tokenizer,
             train_dataset=dataset,
             args=trl_config(stage, machine, run.spec.seed, run.checkpoints / result.name, checkpointing=checkpointing),
-            callbacks=[*guide.callbacks, *trackers],
+            callbacks=[StepTimes(outcome), *guide.callbacks, *trackers],
         )
         trainer.remove_callback(PrinterCallback)
         if tuned.method == "qlora":
@@ -187,10 +179,26 @@ def train_stage(
     outcome.trained_tokens, outcome.train_loss = guide.report.tokens, guide.report.mean_loss()
     del trainer, guide
     _free()
-    if (
-        result.diverged and not course.improved
-    ):  # the weights are spoiled, and none before were better than at the start
+    # The weights are spoiled, and none before were better than at the start.
+    if result.diverged and not course.improved:
         result.kept, result.note = False, result.diverged
+
+
+def _keeping(run: Run, tuned: Tuned, progress: Progress, start: Path, course: Course) -> Keeping:
+    """How the stage's checkpoints are kept."""
+    from jobs.trainers import Keeping
+
+    return Keeping(
+        run.checkpoints,
+        run.spec.sha256(),
+        run.metrics,
+        lambda folder: write_result(tuned, folder),
+        progress,
+        start if progress.stage else None,
+        run.rejected,
+        course,
+        run.best,
+    )
 
 
 def _guide(

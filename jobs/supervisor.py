@@ -2,10 +2,11 @@
 
     python -m jobs.supervisor        (CLOUDFT_DEADLINE, CLOUDFT_TICKET_URL and CLOUDFT_WORK in the environment)
 
-It knows the deadline before anything can fail, reads the ticket, fetches the inputs, runs the trainer as a child,
-sends heartbeat, log, metrics and checkpoints, stops the child in time to save, uploads and verifies the adapter, and
-writes the result last. A machine that follows one that was lost goes on from its checkpoint (``jobs.keeper``). What it
-decides stands in ``jobs.lifecycle``; here are the clock, the processes and the network.
+It knows the deadline before anything can fail, reads the ticket, starts the trainer as a child, which imports its
+libraries while the inputs are fetched, sends heartbeat, log, metrics and checkpoints, stops the child in time to save,
+uploads and verifies the adapter, and writes the result last. A machine that follows one that was lost goes on from its
+checkpoint (``jobs.keeper``). What it decides stands in ``jobs.lifecycle``; here are the clock, the processes and the
+network.
 On a rented machine nothing follows its life, however that ended, but the machine's end: ``jobs.teardown``.
 """
 
@@ -27,11 +28,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import checkpoints, child, pieces, teardown, transfer
+from jobs import checkpoints, child, fetching, pieces, ready, teardown, transfer
 from jobs import ticket as names
 from jobs.bundle import Bundle, pack
-from jobs.curve import curve, read_lines
-from jobs.gpu import GpuWatch
 from jobs.keeper import Keeper
 from jobs.lifecycle import (
     TAKEN,
@@ -53,14 +52,12 @@ from jobs.lifecycle import (
     Uploaded,
     decide,
 )
+from jobs.phases import Phases
+from jobs.reports import Reports
 from jobs.ticket import Ticket, TicketError
 
 T = TypeVar("T")
 TICK = 0.25
-# The whole log is sent anew each time it grew, so it is cut from the front at this size.
-LOG_LIMIT = 2 << 20
-# Trackers' files are a comfort: more of them than this stays on the machine.
-TRACKING_LIMIT = 200 << 20
 # A machine that is taken away but goes on running is billed: so many seconds are spent on its last checkpoint.
 LEAVING_PATIENCE = 60.0
 
@@ -78,14 +75,13 @@ class Supervisor:
         self.bundle: Bundle | None = None
         self.pieces: list[str] = []
         self.keeper: Keeper | None = None
-        self.gpu = GpuWatch()
+        self.reports: Reports | None = None
         self.events: queue.Queue[Event] = queue.Queue()
-        self.started = time.time()
-        self.phases: dict[str, float] = {}
-        self._began_from = 0
-        self._sent: dict[str, tuple[int, int]] = {}
+        self.phases = Phases()
+        # The step that the trainer goes on from; None while it waits for its inputs.
+        self._began_from: int | None = None
+        self._restored = threading.Event()
         self._done = threading.Event()
-        self._sending = threading.Lock()
         self.work.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
@@ -124,24 +120,22 @@ class Supervisor:
         now = time.time()
         self.state, commands = decide(self.state, event, now)
         if self.state.phase is not before:
-            self.phases[before.value] = self.phases.get(before.value, 0.0) + now - self._phase_since(now)
+            # What is left of a machine that is taken away is told apart: see KEEP.
+            self.phases.end(Phase.STOPPING if before is Phase.LEAVING else before, now)
             self.say(f"{self.state.phase.value}{': ' + self.state.reason if self.state.reason else ''}")
         actions: dict[Command, Callable[[], None]] = {
             Command.FETCH_INPUTS: lambda: self._in_thread(self._fetch_inputs),
             Command.START_CHILD: self._start_child,
+            Command.RELEASE_CHILD: self._release_child,
             Command.STOP_CHILD: lambda: self._signal_child(signal.SIGTERM),
             Command.KILL_CHILD: lambda: self._signal_child(signal.SIGKILL),
-            Command.KEEP: lambda: self._in_thread(self._keep_last),
+            Command.KEEP: self._keep,
             Command.UPLOAD: lambda: self._in_thread(self._upload),
             Command.RECORD: lambda: self._in_thread(self._record),
             Command.TEAR_DOWN: lambda: None,
         }
         for command in commands:
             actions[command]()
-
-    def _phase_since(self, now: float) -> float:
-        """Start of the present phase: the phases follow each other without gaps from ``started`` on."""
-        return min(now, self.started + sum(self.phases.values()))
 
     def _in_thread(self, work: Callable[[], Event | None]) -> None:
         def body() -> None:
@@ -165,33 +159,47 @@ class Supervisor:
             return Failed(f"cannot read the ticket: {exc}")
         self.ticket = ticket
         self.keeper = Keeper(ticket.outputs, self.work, self.say, ticket.piece_bytes)
+        self.reports = Reports(ticket.outputs, self.work, self.log_path, self.say, self._told)
+        (self.work / "spec.json").write_text(json.dumps(ticket.spec), encoding="utf-8")
         self.say(f"run {ticket.run_id}, attempt {ticket.attempt}, deadline {_utc(self.state.deadline)}")
         self._in_thread(self._report_for_ever)
         return TicketRead(save_reserve=ticket.save_reserve, ended=ended, rented=ticket.rented)
 
     def _fetch_inputs(self) -> Event:
+        """Checkpoint, inputs and base side by side."""
         assert self.ticket is not None
-        assert self.keeper is not None
-        self.keeper.restore(until=self.state.soft_deadline)
-        self.events.put(Restored(found=self.keeper.resumed_from > 0))
-        (self.work / "spec.json").write_text(json.dumps(self.ticket.spec), encoding="utf-8")
-        for item in self.ticket.inputs:
-            target = (self.work / "inputs" / item.path).resolve()
-            if not target.is_relative_to((self.work / "inputs").resolve()):
-                return Failed(f"the ticket wants to write outside of the work folder: {item.path}")
-            if target.exists() and transfer.sha256_file(target) == item.sha256:
-                continue
-            try:
-                self._until_deadline(transfer.fetch, item.url, target, item.sha256, item.bytes)
-            except transfer.TransferError as exc:
-                return Failed(f"cannot fetch the input {item.path}: {exc}")
+        inputs = partial(
+            fetching.fetch_inputs, self.ticket.inputs, self.work / "inputs", self.state.deadline, self._fetching
+        )
+        calls: list[Callable[[], None]] = [self._restore, inputs]
+        if base := fetching.hub_base(self.ticket.spec):
+            calls.append(partial(fetching.fetch_base, base, self.log_path, self._fetching))
+        try:
+            fetching.side_by_side(calls, len(calls))
+        except transfer.TransferError as exc:
+            return Failed(str(exc), during=Phase.FETCH)
         self._in_thread(self._keep_for_ever)
         return InputsFetched()
+
+    def _fetching(self) -> bool:
+        return self.state.phase is Phase.FETCH
+
+    def _restore(self) -> None:
+        assert self.keeper is not None
+        try:
+            self.keeper.restore(until=self.state.soft_deadline)
+        finally:
+            self._restored.set()
+        self.events.put(Restored(found=self.keeper.resumed_from > 0))
 
     def _keep_for_ever(self) -> None:
         assert self.keeper is not None
         # Once training ends, the adapter has the line for itself.
         self.keeper.keep_beside(lambda: self.state.phase in (Phase.TRAIN, Phase.LEAVING), self._done)
+
+    def _keep(self) -> None:
+        self.phases.end(Phase.STOPPING, time.time())
+        self._in_thread(self._keep_last)
 
     def _keep_last(self) -> Event:
         """On a machine that is taken away: its last checkpoint, and why it ended."""
@@ -200,26 +208,41 @@ class Supervisor:
             self.keeper.keep(until=min(time.time() + LEAVING_PATIENCE, self.state.deadline))
         except (transfer.TransferError, OSError, ValueError) as exc:
             self.say(f"the store did not take the last checkpoint: {exc}")
-        self._send_reports(final=True)
+        self._send_last()
         return Kept()
 
     def _start_child(self) -> None:
+        """Start it; while the inputs are still fetched it waits for them, and after that it finds them there."""
         assert self.keeper is not None
         assert self.ticket is not None
-        self._began_from = self.keeper.step_on_disk()
+        if self._fetching():
+            ready.withdraw(self.work)
+        else:  # again: what the one before did is told apart
+            self.phases.end("earlier tries", time.time())
+            self._began_from = self.keeper.step_on_disk()
+            self.keeper.rescued_step = None
+        child.forget_reports(self.out)
         # A run that goes on elsewhere when this machine's time is over is not to be squeezed into it.
         until = None if self.ticket.followed else self.state.soft_deadline
         self.child = child.start(child.command(self.trainer, self.work, self.ticket.gpus, until), self.log_path)
         self._in_thread(self._wait_child)
+
+    def _release_child(self) -> None:
+        assert self.keeper is not None
+        self._began_from = self.keeper.step_on_disk()
+        ready.announce(self.work)
 
     def _wait_child(self) -> Event:
         assert self.child is not None
         assert self.keeper is not None
         assert self.ticket is not None
         code = self.child.wait()
+        if self._began_from is None:  # it waited for its inputs; what an earlier machine left may be on its way
+            self._restored.wait()
         end = child.ended(code, self.out, self.ticket.gpus)
+        began = self._began_from
         # A trainer that says itself why it failed would fail again; one that has not come further than before, too.
-        resumable = end.again or (end.killed and self.keeper.step_on_disk() > self._began_from)
+        resumable = end.again or (end.killed and began is not None and self.keeper.step_on_disk() > began)
         if not end.final:  # what is left of a training that diverged is worth nothing
             self.keeper.rescue(self.out / "adapter")
         has_adapter = bool(checkpoints.weight_files(self.out / "adapter"))
@@ -239,7 +262,12 @@ class Supervisor:
     def _upload(self) -> Event:
         assert self.ticket is not None
         assert self.keeper is not None
+        if self.child is not None:
+            self.child.wait()  # one that was killed has ended, or does so at once
         self.keeper.rescue(self.out / "adapter")
+        # Beside the adapter, unless that needs the line for itself.
+        if time.time() < self.state.soft_deadline:
+            self._in_thread(self._send_files)
         bundle = pack(self.out / "adapter", self.work / names.ADAPTER)
         ticket = self.ticket
         try:
@@ -255,9 +283,9 @@ class Supervisor:
         """Log and metrics, then the outcome, then, for a run that has an adapter, the result: it alone is success."""
         assert self.ticket is not None
         ticket = self.ticket
+        self._send_files()
+        self._send_last()
         outcome = json.dumps(self._outcome(), indent=1).encode()
-        self._send_tracking()
-        self._send_reports(final=True)
         urls = [ticket.outputs[names.OUTCOME].put]
         if self.bundle is not None:
             urls.append(ticket.outputs[names.RESULT].put)
@@ -289,22 +317,23 @@ class Supervisor:
             "status": self.state.status,
             "reason": self.state.reason,
             "artifacts": artifacts,
-            "gpu": self.gpu.report(),
+            "gpu": self.reports.gpu.report() if self.reports else {},
             "adapter_step": report.get("adapter_step") if rescued is None else rescued,
             "trainer": report,
             **self._kept(),
-            "phases": self.phases,
-            "started_at": self.started,
+            "phases": self.phases.seconds,
+            "started_at": self.phases.started,
             "ended_at": time.time(),
         }
 
     def _report_for_ever(self) -> None:
         """Heartbeat, log and metrics, and a look whether the user wants an end."""
         assert self.ticket is not None
+        assert self.reports is not None
         while not self._done.is_set():
             # Whatever goes wrong with a report, the training goes on: the next one may arrive.
             try:
-                self._send_reports()
+                self.reports.send()
                 if not self.state.stop_reason and transfer.exists(self.ticket.stop):
                     self.events.put(StopAsked("cancelled by the user"))
             except transfer.TransferError:
@@ -313,73 +342,37 @@ class Supervisor:
                 self.say(f"a report could not be made: {type(exc).__name__}: {exc}")
             self._done.wait(self.ticket.heartbeat_every)
 
-    def _send_reports(self, final: bool = False) -> None:
-        """Best effort: a report that is lost now is sent again with the next heartbeat."""
-        assert self.ticket is not None
-        outputs = self.ticket.outputs
-        with self._sending:
-            files = {name: self.out / name for name in (names.METRICS, names.AUDIT)} | {names.LOG: self.log_path}
-            for name, path in files.items():
-                # A ticket of an older client has no place for an audit.
-                with contextlib.suppress(transfer.TransferError, KeyError):
-                    self._send_if_grown(outputs[name].put, path)
-            with contextlib.suppress(transfer.TransferError):
-                transfer.put_bytes(outputs[names.HEARTBEAT].put, json.dumps(self._heartbeat(final)).encode())
+    def _send_files(self) -> None:
+        assert self.reports is not None
+        self._quietly(self.reports.send_files)
 
-    def _send_tracking(self) -> None:
-        """Files of trackers, once and as one; a run is no worse without them."""
-        assert self.ticket is not None
-        folder = self.out / "tracking"
-        output = self.ticket.outputs.get(names.TRACKING)
-        if output is None or not folder.is_dir():
-            return
+    def _send_last(self) -> None:
+        assert self.reports is not None
+        self._quietly(self.reports.send_last)
+
+    def _quietly(self, report: Callable[[], None]) -> None:
+        """What goes home with the adapter, and the outcome, must not fail for a report."""
         try:
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            if size > TRACKING_LIMIT:
-                self.say(f"the files of the trackers stay here: they have {size >> 20} MiB")
-                return
-            transfer.put_file(output.put, pack(folder, self.work / names.TRACKING).path)
-        except (transfer.TransferError, OSError, ValueError) as exc:
-            self.say(f"the files of the trackers could not be sent: {exc}")
+            report()
+        except Exception as exc:
+            self.say(f"a report could not be made: {type(exc).__name__}: {exc}")
 
-    def _send_if_grown(self, url: str, path: Path) -> None:
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            return
-        mark = (stat.st_size, stat.st_mtime_ns)
-        if self._sent.get(url) == mark:
-            return
-        with path.open("rb") as src:
-            src.seek(max(0, stat.st_size - LOG_LIMIT))
-            transfer.put_bytes(url, src.read())
-        self._sent[url] = mark
-
-    def _heartbeat(self, final: bool) -> dict[str, Any]:
-        lines = read_lines(self.out / names.METRICS)
+    def _told(self) -> dict[str, Any]:
+        """What the heartbeat says of this machine."""
+        report = child.read_report(self.out / child.REPORT)
         return {
-            "at": time.time(),
             "phase": self.state.phase.value,
             "reason": self.state.reason or self.state.stop_reason,
-            "progress": _last(lines, "loss"),
-            "evaluation": _last(lines, "eval_loss"),
-            "losses": curve(lines),
-            "gpu": self.gpu.report() if final else self.gpu.sample(),  # the last words do not wait for a driver
-            **self._kept(),
-            "started_at": self.started,
-            "phases": self.phases,
+            "started_at": self.phases.started,
+            "phases": dict(self.phases.seconds),
+            "trainer": {name: report[name] for name in ("phases", "first_step_at", "last_step_at") if name in report},
             "leaving": self.state.reason == TAKEN,
-            "final": final,
+            **self._kept(),
         }
 
     def _kept(self) -> dict[str, Any]:
         """What the loss of this machine would leave, and from which step it went on."""
         return self.keeper.report() if self.keeper else {}
-
-
-def _last(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
-    """The last line of the metrics that has the key; {} for none."""
-    return next((line for line in reversed(lines) if key in line), {})
 
 
 def _utc(epoch: float) -> str:

@@ -1,7 +1,8 @@
 """Reports a training to trackers, beside it: what a tracker does or does not do never costs a step.
 
 Each tracker's own callback (transformers') runs in a thread of its own. One that fails is let go with a word in the
-log; one that hangs is waited for a few seconds at the end of a stage, no longer. ``metrics.jsonl`` has everything.
+log. What is not sent at a stage's end goes on beside the gate and the saving (``settle``); one that hangs is waited for
+a few seconds, no longer. ``metrics.jsonl`` has everything.
 
 Trackers that need no account, or have none, write below ``out/tracking``; the supervisor sends that home.
 """
@@ -14,6 +15,7 @@ import importlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,24 @@ from jobs.spec import RunSpec
 from jobs.trackers import TrackerName
 
 FOLDER = "tracking"
-# Seconds that the end of a stage waits for what a tracker has not sent yet. The machine is billed.
+# Seconds after a stage's end that a tracker has for what it has not sent yet. The machine is billed.
 PATIENCE = 10.0
 FAILURES = 3
 # Longer than any stage reports while a tracker hangs; then the oldest reports are dropped, not the training.
 WAITING = 1000
+# Those of this process, in the order in which they were begun.
+_workers: list[_Worker] = []
+
+
+def begun() -> bool:
+    """Whether this process reports to any tracker."""
+    return bool(_workers)
+
+
+def settle() -> None:
+    """Wait for what the trackers of the stages so far have not sent yet, ``PATIENCE`` seconds from the stage's end."""
+    for worker in _workers:
+        worker.settle()
 
 
 def tracking_callbacks(spec: RunSpec, out: Path, stage: str) -> list[Any]:
@@ -37,6 +52,8 @@ def tracking_callbacks(spec: RunSpec, out: Path, stage: str) -> list[Any]:
         out: the folder of what the trainer leaves; files of trackers go below it.
         stage: the stage's name; each is a run of its own for the tracker.
     """
+    # Of some trackers a process can have one run at a time.
+    settle()
     if spec.tracking.report_to:
         set_environment(spec, out / FOLDER, stage)
     run_name = spec.run_id if len(spec.stages) == 1 else f"{spec.run_id}-{stage}"
@@ -112,6 +129,8 @@ class _Worker:
         self._failures = 0
         self._gone = False
         self._ended = threading.Event()
+        self._waits_until: float | None = None
+        _workers.append(self)
         threading.Thread(target=self._work, daemon=True, name=f"report to {name}").start()
 
     def put(self, event: str, args: Any, state: Any, control: Any, given: dict[str, Any]) -> None:
@@ -119,7 +138,13 @@ class _Worker:
             given = {**given, "logs": dict(given["logs"] or {})}
         with contextlib.suppress(queue.Full):
             self._events.put_nowait((event, (args, state, control, given)))
-        if event == "on_train_end" and not self._ended.wait(PATIENCE) and not self._gone:
+        if event == "on_train_end":
+            self._waits_until = time.monotonic() + PATIENCE
+
+    def settle(self) -> None:
+        """Wait until it has taken what the stage reported; once, and not for long. A stage that broke has no end."""
+        until, self._waits_until = self._waits_until, None
+        if until is not None and not self._ended.wait(max(until - time.monotonic(), 0.0)) and not self._gone:
             say(f"warning: {self.name} has not taken everything in {PATIENCE:.0f} s; the training does not wait for it")
 
     def _work(self) -> None:

@@ -1,6 +1,9 @@
 """The trainer: from a spec to an adapter, stage by stage. It reads top to bottom.
 
-    python -m jobs.train --work DIR [--first-checkpoint S] [--checkpoint-every S] [--until EPOCH]
+    python -m jobs.train --work DIR [--wait] [--first-checkpoint S] [--checkpoint-every S] [--until EPOCH]
+
+With ``--wait`` only ``DIR/spec.json`` needs to be there: it imports its libraries, makes the GPU ready, and then waits
+until the supervisor says that all the rest is there too (``jobs.ready``).
 
 Reads ``DIR/spec.json`` (``jobs.spec.RunSpec``), the data files in ``DIR/inputs`` and, for a base that is a folder,
 ``DIR/inputs/base/``. Writes into ``DIR/out``:
@@ -28,15 +31,17 @@ import argparse
 import contextlib
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from jobs import ranks
+from jobs import ranks, ready, tracking
 from jobs.audit import Reader, audit_inputs
-from jobs.environment import STOP_FILE, StopFlag, end_with_parent, log_versions, set_environment
+from jobs.environment import STOP_FILE, StopFlag, end_process, end_with_parent, log_versions, set_environment
 from jobs.gate import Broken, Meter
+from jobs.hardware import warm_up
 from jobs.model import load_tuned
 from jobs.outcome import LESS_RATE, Outcome, StageOutcome, StoppedEarly, TrainError, cause, explain
 from jobs.progress import START, Progress, find_checkpoint, take_up
@@ -57,13 +62,16 @@ def main(argv: list[str] | None = None) -> int:
     for name, default in (("--first-checkpoint", FIRST_CHECKPOINT), ("--checkpoint-every", CHECKPOINT_EVERY)):
         parser.add_argument(name, type=float, default=default, metavar="S", help=f"seconds (default {default:.0f})")
     parser.add_argument("--until", type=float, metavar="EPOCH", help="when the schedule must have come to its end")
+    parser.add_argument("--wait", action="store_true", help="for the supervisor's word that the inputs are here")
     given = parser.parse_args(argv)
     end_with_parent()
     work: Path = given.work.resolve()
     stop, outcome, out = StopFlag(work / STOP_FILE), Outcome(), work / "out"
+    pace = Pace(given.first_checkpoint, given.checkpoint_every)
     try:
-        fresh(out)
-        train(work, stop, outcome, Pace(given.first_checkpoint, given.checkpoint_every), given.until)
+        if not given.wait:
+            fresh(out)
+        train(work, stop, outcome, pace, given.until, wait=given.wait)
     except StoppedEarly as exc:
         outcome.status, outcome.reason = "stopped", str(exc)
     except Exception as exc:  # whatever it is, it must reach trainer.json and the log
@@ -74,31 +82,28 @@ def main(argv: list[str] | None = None) -> int:
     else:
         say(f"{outcome.status}: {outcome.reason}")
     with contextlib.suppress(OSError):  # a full disk; the exit code still tells
+        out.mkdir(parents=True, exist_ok=True)
         outcome.write(out / ("trainer.json" if ranks.first() else f"rank-{ranks.rank()}.json"))
+    tracking.settle()
     ranks.leave()
     return 1 if outcome.status == "failed" else 0
 
 
-def train(work: Path, stop: StopFlag, outcome: Outcome, pace: Pace, until: float | None) -> None:
+def train(work: Path, stop: StopFlag, outcome: Outcome, pace: Pace, until: float | None, *, wait: bool = False) -> None:
     """The whole run; fills in ``outcome``. Raises what goes wrong."""
-    # 1. What to do, and where to go on.
+    # 1. What to do, with which libraries, and the other ranks. The inputs may come meanwhile.
     spec = load_spec(work / "spec.json")
     run = Run(spec, work, pace, stop.asked, stop.agreed, until)
     log_spec(spec)
+    outcome.add("import", begin(spec, work, stop, wait))
+    outcome.versions = log_versions()
+
+    # 2. Where to go on.
     resume = find_checkpoint(run.checkpoints, spec)
     progress = take_up(resume, run.metrics, run.rejected) if resume else Progress()
     outcome.steps_done = outcome.resumed_from = progress.steps
     outcome.stages = list(progress.ended)
     outcome.steps_planned = planned(spec, outcome.stages)
-
-    # 2. The libraries, and the other ranks.
-    set_environment(spec)
-    with outcome.phase("import"):
-        import jobs.guide
-        import jobs.trainers  # noqa: F401
-
-        ranks.join()
-    outcome.versions = log_versions()
     stop.check(outcome.resumed_from)
 
     # 3. Base, tokenizer, template, adapter; then the tokens of every stage, and of the rows to measure on.
@@ -138,6 +143,30 @@ def train(work: Path, stop: StopFlag, outcome: Outcome, pace: Pace, until: float
     stopped = not outcome.stages[-1].whole or len(outcome.stages) < len(spec.stages)
     outcome.status = "stopped" if stopped else "completed"
     outcome.reason = ending(outcome) + (f" ({stop.name})" if stop.name and stopped else "")
+
+
+def begin(spec: RunSpec, work: Path, stop: StopFlag, wait: bool) -> float:
+    """Import, make the GPU ready, find the other ranks, and wait for the inputs.
+
+    Returns the seconds that this took beyond the inputs' coming; without waiting, all of them.
+    """
+    began = time.time()
+    set_environment(spec)
+    import jobs.guide
+    import jobs.trainers  # noqa: F401
+
+    ranks.join()
+    warm_up()
+    ended = time.time()
+    if not wait:
+        return ended - began
+    say(f"libraries and device took {ended - began:.1f} s")
+    here = ready.wait(work, stop.asked)
+    # All ranks, or none: one that was told to stop leaves no other alone.
+    stop.check()
+    # Not sooner: what an earlier life left is worth something until this one trains.
+    fresh(work / "out")
+    return ended - max(began, here)
 
 
 def adapter_step(stages: Sequence[StageOutcome]) -> int:
@@ -187,4 +216,4 @@ def fresh(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -144,15 +144,16 @@ def put_file(url: str, path: Path, given_up: Callable[[], bool] = lambda: False)
     put_window(url, Window.whole(path), given_up)
 
 
-def put_window(url: str, window: Window, given_up: Callable[[], bool] = lambda: False) -> None:
-    """Upload a part of a file as an object of its own, as ``put_file``."""
+def put_window(url: str, window: Window, given_up: Callable[[], bool] = lambda: False) -> str:
+    """Upload a part of a file as an object of its own, as ``put_file``; the md5 of what was sent."""
     with _Abandonable(window, given_up) as src:
         if url.startswith("file://"):
             with _translated(url), atomic(_path(url)) as out:
                 while piece := src.read(PIECE):
                     out.write(piece)
-            return
-        _send(url, src, window.size)
+        else:
+            _send(url, src, window.size)
+        return src.md5.hexdigest()
 
 
 class _Abandonable(io.FileIO):
@@ -161,6 +162,7 @@ class _Abandonable(io.FileIO):
     def __init__(self, window: Window, given_up: Callable[[], bool]) -> None:
         super().__init__(window.path, "rb")
         self.seek(window.start)
+        self.md5 = hashlib.md5(usedforsecurity=False)
         self._left = window.size
         self._given_up = given_up
 
@@ -171,21 +173,28 @@ class _Abandonable(io.FileIO):
         wanted = PIECE if size is None or size < 0 else max(size, PIECE)
         piece = super().read(min(wanted, self._left)) or b""
         self._left -= len(piece)
+        self.md5.update(piece)
         return piece
 
 
-def arrived(url: str, file: Path | Window) -> bool:
+def arrived(url: str, file: Path | Window, md5: str = "") -> bool:
     """Whether the object is the file, or that part of it. A store's own md5 spares reading it back.
 
     S3 and its kin give the md5 of an object that came in one request as its ETag, unless it is encrypted with a
-    customer's key; reading gigabytes back beside the training would be paid for as traffic. Raises ``TransferError``.
+    customer's key; reading gigabytes back beside the training would be paid for as traffic.
+
+    Args:
+        md5: of these bytes, if it is known.
+
+    Raises:
+        TransferError: it cannot be found out.
     """
     window = file if isinstance(file, Window) else Window.whole(file)
     with _opened(url, last=0) as src:
         headers: Message | None = getattr(src, "headers", None)
     etag = (headers.get("ETag") or "").strip('"').lower() if headers else ""
     total = (headers.get("Content-Range") or "").rpartition("/")[2] if headers else ""
-    if len(etag) == 32 and total.isdigit() and etag == window.digest("md5"):
+    if len(etag) == 32 and total.isdigit() and etag == (md5 or window.digest("md5")):
         return int(total) == window.size
     return remote_sha256(url) == window.digest("sha256")
 

@@ -95,6 +95,8 @@ class Observed:
     resumed_from: int = 0
     kept_step: int = 0
     phases: dict[str, float] = field(default_factory=dict)
+    to_first_step: float | None = None
+    last_step_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -370,6 +372,8 @@ def _receipt(attempt: Attempt, ended_at: float, seen: Observed) -> Receipt:
         usd=cost(seconds, rate),
         price_source="quoted" if attempt.rate_usd is None else "read from the machine",
         phases={**told, "teardown" if told else "boot and pull": max(seconds - math.fsum(told.values()), 0.0)},
+        to_first_step=seen.to_first_step,
+        after_last_step=None if seen.last_step_at is None else max(ended_at - seen.last_step_at, 0.0),
         resumed_from=seen.resumed_from,
         kept_step=seen.kept_step,
     )

@@ -7,6 +7,7 @@ or in ``cloudft`` of ``XDG_DATA_HOME``, or in ``~/.local/share/cloudft``. It is 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from jobs.spec import Frozen, RunSpec
 from local.files import write_json
+from local.phases import BOOT, DOWNLOAD, START, phases_of
 from local.records import RunRecord
 
 KEEP = 200
@@ -163,15 +165,11 @@ def gpu_name(offer: str, gpu: dict[str, Any]) -> str:
 
 
 def _before(created_at: float, told: dict[str, Any]) -> float | None:
-    """Seconds from the order to the first step, by the machine's own account of its phases."""
-    trainer: dict[str, float] = (told.get("trainer") or {}).get("phases") or {}
-    if "started_at" not in told or not trainer:
+    """Seconds from the order to the first step, but for the gate's measurements, which are estimated on their own."""
+    if not (told.get("trainer") or {}).get("phases"):
         return None
-    phases: dict[str, float] = told.get("phases") or {}
-    seconds = [float(told["started_at"]) - created_at]
-    seconds += [phases.get(name, 0.0) for name in ("boot", "fetch")]
-    seconds += [trainer.get(name, 0.0) for name in ("import", "load")]
-    return sum(max(value, 0.0) for value in seconds)
+    phases = phases_of(created_at, told)
+    return math.fsum(phases.get(name, 0.0) for name in (BOOT, DOWNLOAD, START))
 
 
 def relevant(speeds: Iterable[Speed], gpu: str, cards: int) -> list[Speed]:

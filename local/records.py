@@ -53,8 +53,9 @@ class Receipt(Frozen):
 
     ``seconds`` runs from its creation to the moment when it was seen gone, which may be long after it went:
     ``told_seconds`` ends when the machine itself said that it ends, None if it said nothing. ``phases``
-    says where they went, by the machine's own account; what that leaves over is "teardown". ``resumed_from``
-    is the step that this machine began at, ``kept_step`` that of the newest checkpoint in the store at its end.
+    says where they went, by the machine's own account; what that leaves over is "teardown". ``to_first_step``: seconds
+    from the container's start to its first step, ``after_last_step`` from its last to its end. ``resumed_from`` is the
+    step that this machine began at, ``kept_step`` that of the newest checkpoint in the store at its end.
     """
 
     machine_id: str | None
@@ -64,6 +65,8 @@ class Receipt(Frozen):
     usd: float
     price_source: str
     phases: dict[str, float]
+    to_first_step: float | None = None
+    after_last_step: float | None = None
     resumed_from: int = 0
     kept_step: int = 0
 

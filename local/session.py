@@ -32,6 +32,7 @@ from local.lifecycle import (
     Terminate,
     decide,
 )
+from local.phases import phases_of, to_first_step
 from local.project import Project, RunFolder
 from local.records import (
     Attempt,
@@ -190,6 +191,7 @@ class Session:
             machine = None
         outcome = self.read_json(prefix, OUTCOME) or {}
         beat = self.read_json(prefix, HEARTBEAT) or {}
+        told = outcome or beat
         # The last checkpoint of a machine that is gone may be newer than its last heartbeat.
         kept = self.checkpoint() if machine is None else beat.get("checkpoint") or {}
         return Observed(
@@ -206,7 +208,9 @@ class Session:
             has_result=bool(outcome) and self.result() is not None,
             resumed_from=outcome.get("resumed_from") or beat.get("resumed_from") or 0,
             kept_step=kept.get("step", 0),
-            phases=_phases(attempt, outcome or beat),
+            phases=phases_of(attempt.created_at, told),
+            to_first_step=to_first_step(told),
+            last_step_at=(told.get("trainer") or {}).get("last_step_at"),
         )
 
     def result(self) -> dict[str, Any] | None:
@@ -257,42 +261,6 @@ def submitting(project: Project) -> bool:
             return False
     except Busy:
         return True
-
-
-# What a phase of the supervisor, and one of the trainer inside it, is called on a receipt.
-SUPERVISOR_PHASES = {
-    "boot": "boot and pull",
-    "fetch": "download",
-    "stopping": "train",
-    "upload": "upload",
-    "record": "upload",
-}
-TRAINER_PHASES = {"import": "load", "load": "load", "measure": "measure", "train": "train", "save": "save"}
-
-
-def _phases(attempt: Attempt, told: dict[str, Any]) -> dict[str, float]:
-    """Where an attempt's seconds went, by the machine's own account (its outcome, or its last heartbeat).
-
-    Boot and pull begin with the attempt's creation. What the trainer told of itself takes the place of the
-    supervisor's "train"; the rest of that is Python's start and end.
-    """
-    seconds: dict[str, float] = {}
-
-    def add(name: str, value: float) -> None:
-        seconds[name] = seconds.get(name, 0.0) + max(value, 0.0)
-
-    if "started_at" not in told:
-        return seconds
-    add("boot and pull", told["started_at"] - attempt.created_at)
-    phases: dict[str, float] = dict(told.get("phases") or {})
-    trained: dict[str, float] = (told.get("trainer") or {}).get("phases") or {}
-    whole = phases.pop("train", 0.0)
-    for name, value in phases.items():
-        add(SUPERVISOR_PHASES.get(name, name), value)
-    for name, value in trained.items():
-        add(TRAINER_PHASES.get(name, name), value)
-    add("load" if trained else "train", whole - sum(trained.values()))
-    return seconds
 
 
 def _told(event: Event) -> dict[str, Any]:

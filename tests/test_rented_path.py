@@ -156,7 +156,7 @@ def test_submit_pull_quantize_eval(project: Project, server: Rented, s3_server: 
     # Ours is the upper bound: the same machine, the same rate, seen gone a little later than it went.
     assert billed <= receipt["usd"] + 1e-6
     assert receipt["usd"] == pytest.approx(receipt["seconds"] * receipt["rate_usd"] / 3600)
-    assert {"boot and pull", "download", "load", "train", "save", "upload", "teardown"} <= set(receipt["phases"])
+    assert {"boot and pull", "download", "start-up", "train", "save", "upload", "teardown"} <= set(receipt["phases"])
     assert sum(receipt["phases"].values()) == pytest.approx(receipt["seconds"])
     assert ended["billed_now"] is False
     assert cloudft(project, "reap")["machines"] == []

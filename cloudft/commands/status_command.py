@@ -116,7 +116,7 @@ def receipts(view: View) -> list[str]:
         lines.append(
             f"attempt {attempt['number']}{resumed}, {attempt['offer']['name']}, {_machine(receipt)}, gone: "
             f"{duration(receipt['seconds'])} at ${rate:.2f}/h ({receipt['price_source']}) = ${receipt['usd']:.2f} "
-            f"at most{_told(receipt)} ({told})"
+            f"at most{_told(receipt)} ({told}{_around(receipt)})"
         )
     return lines
 
@@ -132,6 +132,14 @@ def _told(receipt: dict[str, Any]) -> str:
     if seconds is None or receipt["seconds"] - seconds < 120:
         return ""
     return f"; by its own account it ended after {duration(seconds)} = ${seconds * receipt['rate_usd'] / 3600:.2f}"
+
+
+def _around(receipt: dict[str, Any]) -> str:
+    """How long its container was there before the first step, and the machine after the last one."""
+    before, after = receipt["to_first_step"], receipt["after_last_step"]
+    told = [f"{duration(before)} from the container's start to the first step"] if before is not None else []
+    told += [f"{duration(after)} from the last step to the end"] if after is not None else []
+    return "".join(f"; {each}" for each in told)
 
 
 def money(view: View) -> str:

@@ -61,10 +61,10 @@ def test_a_training_that_diverged_is_final_whether_something_good_was_saved_or_n
 
 
 def test_a_launcher_starts_it_once_for_each_gpu(tmp_path: Path) -> None:
-    assert command(TRAINER, tmp_path, 1, None) == [*TRAINER, "--work", str(tmp_path)]
+    assert command(TRAINER, tmp_path, 1, None) == [*TRAINER, "--work", str(tmp_path), "--wait"]
     several = command((*TRAINER, "--first-checkpoint", "0"), tmp_path, 4, 12.5)
     assert several[:5] == [sys.executable, "-P", "-m", "jobs.launch", "4"]
-    assert several[5:] == ["--first-checkpoint", "0", "--work", str(tmp_path), "--until", "12.5"]
+    assert several[5:] == ["--first-checkpoint", "0", "--work", str(tmp_path), "--wait", "--until", "12.5"]
 
 
 def test_a_report_that_is_not_whole_is_none(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from jobs.lifecycle import (
 DEADLINE = 1000.0
 START = State(deadline=DEADLINE)
 READ = TicketRead(save_reserve=100, ended=False)
+STARTED = [Command.START_CHILD, Command.FETCH_INPUTS]
 DONE = ChildEnded("completed", "", has_adapter=True)
 
 
@@ -43,7 +44,8 @@ def play(*events: tuple[float, Event], state: State = START) -> tuple[State, lis
 def test_a_good_life() -> None:
     state, said = play((1, READ), (2, InputsFetched()), (50, DONE), (60, Uploaded()), (61, Recorded()))
     assert said == [
-        Command.FETCH_INPUTS, Command.START_CHILD, Command.UPLOAD, Command.RECORD, Command.TEAR_DOWN
+        Command.START_CHILD, Command.FETCH_INPUTS, Command.RELEASE_CHILD,
+        Command.UPLOAD, Command.RECORD, Command.TEAR_DOWN,
     ]  # fmt: skip
     assert (state.phase, state.status) == (Phase.DOWN, "completed")
 
@@ -56,7 +58,7 @@ def test_a_restarted_container_does_not_train_twice() -> None:
 
 def test_near_the_deadline_training_is_stopped_then_killed_and_what_is_saved_is_uploaded() -> None:
     state, said = play((1, READ), (2, InputsFetched()), (899, Tick()))
-    assert said[-1] is Command.START_CHILD
+    assert said[-1] is Command.RELEASE_CHILD
     state, said = play((900, Tick()), (901, Tick()), (949, Tick()), (950, Tick()), (951, Tick()), state=state)
     assert said == [Command.STOP_CHILD, Command.KILL_CHILD]
     state, said = play((952, ChildEnded("stopped", "killed", has_adapter=True)), (953, Uploaded()), state=state)
@@ -76,9 +78,9 @@ def test_a_stop_before_training_is_recorded_without_an_adapter() -> None:
     assert said == [Command.RECORD]
     assert (state.status, state.reason) == ("stopped", "cancelled")
     state, said = play((1, READ), (2, StopAsked("cancelled")), (3, Restored(found=False)))
-    assert said == [Command.FETCH_INPUTS, Command.RECORD]
+    assert said == [*STARTED, Command.KILL_CHILD, Command.RECORD]
     state, said = play((1, READ), (2, Restored(found=False)), (3, StopAsked("cancelled")))
-    assert said == [Command.FETCH_INPUTS, Command.RECORD]
+    assert said == [*STARTED, Command.KILL_CHILD, Command.RECORD]
     # Inputs that arrive afterwards must not start a trainer.
     assert play((3, InputsFetched()), state=state)[1] == []
 
@@ -157,6 +159,7 @@ def test_a_rented_machine_that_is_taken_away_before_it_trains_just_ends(events: 
     state, said = play(*events)
     assert state.phase is Phase.DOWN
     assert Command.RECORD not in said
+    assert (Command.START_CHILD in said) == (Command.KILL_CHILD in said)
 
 
 def test_a_last_checkpoint_that_takes_too_long_is_ended_by_the_deadline() -> None:
@@ -169,25 +172,32 @@ def test_a_last_checkpoint_that_takes_too_long_is_ended_by_the_deadline() -> Non
 def test_a_trainer_that_was_killed_goes_on_from_its_new_checkpoint() -> None:
     killed = ChildEnded("stopped", "signal 9", has_adapter=True, resumable=True)
     state, said = play(*TRAINING, (4, killed), (5, killed))
-    assert said[-2:] == [Command.START_CHILD, Command.START_CHILD]
+    assert said[-3:] == [Command.RELEASE_CHILD, Command.START_CHILD, Command.START_CHILD]
     assert state.phase is Phase.TRAIN
     # One that we ended ourselves does not.
     assert play(*TRAINING, (4, StopAsked("cancelled")), (5, killed))[1][-1] is Command.UPLOAD
 
 
 @pytest.mark.parametrize(
-    "why", [(4, StopAsked("cancelled")), (950, Tick()), (950, InputsFetched()), (4, Failed("no input"))]
+    "why",
+    [
+        (4, StopAsked("cancelled")),
+        (950, Tick()),
+        (950, InputsFetched()),
+        (4, Failed("no input")),
+        (4, ChildEnded("failed", "no such library", has_adapter=False)),
+    ],
 )
 def test_what_an_earlier_machine_trained_is_saved_when_this_one_cannot_train(why: tuple[float, Event]) -> None:
     state, said = play((1, RENTED), (2, Restored(found=True)), why, (960, Uploaded()))
-    assert said == [Command.FETCH_INPUTS, Command.UPLOAD, Command.RECORD]
+    assert said == [*STARTED, Command.KILL_CHILD, Command.UPLOAD, Command.RECORD]
     assert state.status == "stopped"
     assert state.reason
 
 
 def test_a_stop_waits_until_it_is_known_what_an_earlier_machine_trained() -> None:
     _, said = play((1, RENTED), (2, StopAsked("cancelled")), (3, Restored(found=True)), (4, InputsFetched()))
-    assert said == [Command.FETCH_INPUTS, Command.UPLOAD]
+    assert said == [*STARTED, Command.KILL_CHILD, Command.UPLOAD]
 
 
 def test_ten_thousand_random_lives_all_end_and_never_train_twice() -> None:
@@ -213,6 +223,7 @@ def test_ten_thousand_random_lives_all_end_and_never_train_twice() -> None:
                     Recorded(),
                     StopAsked("asked"),
                     Failed("broken"),
+                    Failed("not here", during=Phase.FETCH),
                 ]
             )
             resumed += isinstance(event, ChildEnded) and event.resumable and state.phase is Phase.TRAIN
@@ -220,10 +231,15 @@ def test_ten_thousand_random_lives_all_end_and_never_train_twice() -> None:
             said.extend(commands)
             assert now < DEADLINE or state.phase is Phase.DOWN, f"seed {seed}"
         assert said.count(Command.START_CHILD) <= 1 + resumed, f"seed {seed}"
+        # Only what it was let go on for can train, and what waits in vain is killed.
+        assert said.count(Command.RELEASE_CHILD) <= 1, f"seed {seed}"
+        assert Command.START_CHILD not in said or {Command.RELEASE_CHILD, Command.KILL_CHILD} & set(said), (
+            f"seed {seed}"
+        )
         assert not {Command.KEEP, Command.RECORD} <= set(said), f"seed {seed}"
         assert said.count(Command.RECORD) <= 1, f"seed {seed}"
         assert said.count(Command.TEAR_DOWN) == 1, f"seed {seed}"
-        uploads_after_training = Command.UPLOAD not in said or Command.START_CHILD in said or state.restored
+        uploads_after_training = Command.UPLOAD not in said or Command.RELEASE_CHILD in said or state.restored
         assert uploads_after_training, f"seed {seed}"
 
 
@@ -232,3 +248,17 @@ def test_what_breaks_beside_the_training_saves_what_is_trained() -> None:
     assert (state.phase, said[-1]) == (Phase.STOPPING, Command.STOP_CHILD)
     state, said = play((4, ChildEnded("stopped", "", has_adapter=True)), state=state)
     assert (said, state.status, state.reason) == ([Command.UPLOAD], "stopped", "a thread broke")
+
+
+def test_a_trainer_that_ends_before_its_inputs_are_here_ends_the_run_at_once() -> None:
+    ended = ChildEnded("failed", "no such library", has_adapter=False)
+    state, said = play((1, READ), (2, Restored(found=False)), (3, ended), (4, InputsFetched()))
+    assert said == [*STARTED, Command.KILL_CHILD, Command.RECORD]
+    assert (state.status, state.reason) == ("failed", "no such library")
+
+
+def test_a_download_that_nobody_waits_for_any_more_may_fail() -> None:
+    late = Failed("broken off", during=Phase.FETCH)
+    state, said = play((1, READ), (2, Restored(found=False)), (3, StopAsked("cancelled")), (4, late), (5, Recorded()))
+    assert said[-2:] == [Command.RECORD, Command.TEAR_DOWN]
+    assert (state.status, state.reason) == ("stopped", "cancelled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,12 +19,13 @@ from jobs.checkpoints import FOLDER, MODEL_WEIGHTS, sealed
 from jobs.outcome import TrainError
 from jobs.spec import RunSpec, Stage
 from jobs.stages import shared
-from jobs.ticket import ATTEMPT_OUTPUTS, RESULT, RUN_OUTPUTS, Output, Ticket
+from jobs.ticket import ATTEMPT_OUTPUTS, RESULT, RUN_OUTPUTS, Input, Output, Ticket
 from tests.jobs.forked import Training, run_all
 from tests.jobs.guided_fixtures import guided_work
+from tests.jobs.test_startup import CONTENT, SlowStore, slow, until
 from tests.jobs.train_fixtures import REPO, SETTINGS, demo_base, metrics, outcome
 
-__all__ = ["demo_base"]  # fixture
+__all__ = ["demo_base", "slow"]  # fixtures
 
 STEPS = 16
 COMMON: dict[str, Any] = {"max_steps": STEPS, "batch_size": 4, "gradient_accumulation": 2, "warmup": 0.1}
@@ -110,7 +112,7 @@ def test_all_weights_are_shared_out_and_a_stop_reaches_all_ranks(
         assert (found[name].float() - tensor.float()).abs().max() < 1e-2, name
 
 
-def supervise(work: Path, store: Path, **more: str) -> subprocess.Popen[bytes]:
+def supervise(work: Path, store: Path, inputs: tuple[Input, ...] = (), **more: str) -> subprocess.Popen[bytes]:
     """A machine with two GPUs, and its supervisor."""
     store.mkdir()
     urls = {key: (store / key).as_uri() for key in (*ATTEMPT_OUTPUTS, *RUN_OUTPUTS)}
@@ -122,7 +124,7 @@ def supervise(work: Path, store: Path, **more: str) -> subprocess.Popen[bytes]:
         save_reserve=60,
         heartbeat_every=0.2,
         spec=RunSpec.model_validate_json((work / "spec.json").read_bytes()).model_dump(mode="json"),
-        inputs=(),
+        inputs=inputs,
         outputs={key: Output(put=url, get=url) for key, url in urls.items()},
         stop=(store / "stop").as_uri(),
         gpus=2,
@@ -138,11 +140,17 @@ def supervise(work: Path, store: Path, **more: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.train
 @pytest.mark.timeout(900)
-def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on(
-    demo_base: Path, tmp_path: Path, alone: dict[str, Path]
+def test_ranks_wait_for_their_inputs_and_one_that_is_killed_ends_all_and_the_run_goes_on(
+    demo_base: Path, tmp_path: Path, alone: dict[str, Path], slow: SlowStore
 ) -> None:
     work, store = guided_work(tmp_path / "work", demo_base, **COMMON), tmp_path / "store"
-    process = supervise(work, store)
+    late = Input("more.jsonl", slow.url("more.jsonl"), hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+    process = supervise(work, store, (late,))
+    # Both ranks have met, with all that they import, before the input is here.
+    until("a request", lambda: slow.asked, 240)
+    until("the ranks", lambda: "libraries and device took" in (work / "train.log").read_text(), 240)
+    assert not (work / "out" / "metrics.jsonl").exists()
+    slow.go.set()
     wait_for_step(work, 0, work / "train.log")
     family = psutil.Process(process.pid).children(recursive=True)
     ranks = [member for member in family if "jobs.train" in member.cmdline()]

@@ -44,6 +44,13 @@ if mode == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+from jobs import ready
+if mode == "broken": sys.exit("boom: no such library")
+print("libraries are here", flush=True)
+ready.wait(work, lambda: bool(asked))
+if asked:
+    (out / "trainer.json").write_text(json.dumps({"status": "stopped", "reason": "SIGTERM while it waited"}))
+    sys.exit()
 print("trainer begins", (work / "inputs" / "train.jsonl").read_text().strip(), flush=True)
 def save():
     folder = out / "adapter"; folder.mkdir(exist_ok=True)

@@ -80,6 +80,7 @@ def train(folder: Path, callbacks: list[Any]) -> list[float]:
     rows = [{"x": float(i), "y": 2.0 * i} for i in range(1, 5)]
     trainer = Trainer(model=Line(), args=args, train_dataset=rows, callbacks=callbacks)
     trainer.train()
+    tracking.settle()
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 

@@ -59,8 +59,12 @@ def session(tmp_path: Path, tiny_base: Path) -> Session:
 
 def ended(session: Session, scratch: Path, **more: Any) -> None:
     """A run that has ended well, with all that a machine tells."""
-    result = put_adapter(session, scratch) | {"gpu": GPU, "trainer": {"phases": {"load": 8.0}}, **more}
-    result |= {"started_at": session.record().attempt.created_at + 60, "phases": {"fetch": 30.0}}
+    result = put_adapter(session, scratch) | {
+        "gpu": GPU,
+        "trainer": {"phases": {"load": 8.0, "measure": 5.0, "train": 100.0}},
+        **more,
+    }
+    result |= {"started_at": session.record().attempt.created_at + 60, "phases": {"fetch": 30.0, "train": 113.0}}
     prefix = attempt_prefix(RUN_ID, 1)
     session.store.put_bytes(f"{run_prefix(RUN_ID)}/{RESULT}", json.dumps(result).encode())
     session.store.put_bytes(f"{prefix}/{METRICS}", "".join(json.dumps(line) + "\n" for line in STEPS).encode())
