@@ -1,7 +1,7 @@
 # make demo    the whole path on this machine: train, pull, quantize, evaluate, serve; needs no Docker and no account
 # make test    what CI runs: linters, types, import rules, then the tests; what needs Docker is skipped without it
 # make lint    the first three of these
-# make lock    locks the versions in the training image again, after a change of the extra `train`
+# make lock    locks the versions in the training images again, after a change of the extra `train` or `unsloth`
 # make clean   removes .venv, demo/ and the tools' caches
 #
 # Variables: PYTHON (default python3), DEMO_DIR (demo), WORKERS (2: tests at once), PYTEST_ARGS. Wheels that take minutes to build are kept in

@@ -1,10 +1,10 @@
-"""Locks what the training image installs: writes ``images/train-requirements.txt`` and ``train-constraints.txt``.
+"""Locks what the training images install: writes ``images/<extra>-requirements.txt`` and ``<extra>-constraints.txt``.
 
-The first names what the trainer imports, each at one version; the second pins everything that comes with
-it, torch's CUDA libraries too. A constraint installs nothing by itself, so the same lock also serves a
-build with the CPU wheel of torch, which needs no CUDA library.
+There are two, of the extras ``train`` and ``unsloth``. The first file names what the trainer imports, each at one
+version; the second pins everything that comes with it, torch's CUDA libraries too. A constraint installs nothing by
+itself, so the same lock also serves a build with the CPU wheel of torch, which needs no CUDA library.
 
-usage: python .ci/lock_train.py [--check]      (pip 23 or newer; downloads some gigabytes, installs nothing)
+usage: python .ci/lock_train.py [--check] [EXTRA…]      (pip 23 or newer; downloads some gigabytes, installs nothing)
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = ROOT / "images" / "train-requirements.txt"
-CONSTRAINTS = ROOT / "images" / "train-constraints.txt"
+EXTRAS = ("train", "unsloth")
 
 # The Python of the image: Dockerfile.train's default base.
 PYTHON = "3.11"
@@ -30,11 +29,11 @@ PYTHON = "3.11"
 FROM_BASE = {"pydantic"}
 
 
-def wanted() -> list[str]:
-    """The requirements of the ``train`` extra, and those of the base install that ``jobs`` imports."""
+def wanted(extra: str) -> list[str]:
+    """The requirements of the extra, and those of the base install that ``jobs`` imports."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = [r for r in project["dependencies"] if name_of(r) in FROM_BASE]
-    return sorted(project["optional-dependencies"]["train"] + base)
+    return sorted(project["optional-dependencies"][extra] + base)
 
 
 def name_of(requirement: str) -> str:
@@ -56,10 +55,10 @@ def resolve(requirements: list[str]) -> dict[str, str]:
     return {name_of(i["metadata"]["name"]): i["metadata"]["version"] for i in items}
 
 
-def render(requirements: list[str], versions: dict[str, str]) -> tuple[str, str]:
+def render(extra: str, requirements: list[str], versions: dict[str, str]) -> tuple[str, str]:
     """The texts of the two files."""
     head = "# Made by .ci/lock_train.py from pyproject.toml; change the versions there, then: make lock\n"
-    asked = ["-c train-constraints.txt"]
+    asked = [f"-c {extra}-constraints.txt"]
     for requirement in requirements:
         marker = requirement.partition(";")[2].strip()
         name = name_of(requirement)
@@ -71,15 +70,23 @@ def render(requirements: list[str], versions: dict[str, str]) -> tuple[str, str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the lock is out of date")
-    check = parser.parse_args().check
-    requirements = wanted()
+    parser.add_argument("extras", nargs="*", metavar="EXTRA", help=f"default: {', '.join(EXTRAS)}")
+    given = parser.parse_args()
+    stale = [lock(extra, given.check) for extra in given.extras or EXTRAS]
+    return 1 if given.check and any(stale) else 0
+
+
+def lock(extra: str, check: bool) -> bool:
+    """Write the two files of one extra unless ``check``; whether they were out of date."""
+    requirements = wanted(extra)
     versions = resolve(requirements)
     if "+" in versions["torch"]:
         raise SystemExit(
             f"lock: pip chose torch {versions['torch']}, a wheel without CUDA, so the lock would lack the CUDA\n"
             "libraries. Run it without your own index or links:  PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= make lock"
         )
-    texts = dict(zip((REQUIREMENTS, CONSTRAINTS), render(requirements, versions), strict=True))
+    files = [ROOT / "images" / f"{extra}-{what}.txt" for what in ("requirements", "constraints")]
+    texts = dict(zip(files, render(extra, requirements, versions), strict=True))
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     for path in stale if not check else []:
         part = path.with_suffix(".part")
@@ -87,7 +94,7 @@ def main() -> int:
         part.replace(path)
     for path in stale:
         sys.stdout.write(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}\n")
-    return 1 if check and stale else 0
+    return bool(stale)
 
 
 if __name__ == "__main__":

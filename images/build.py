@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from images.extras import NONE, Extras, add, refuse_secret
 from images.lock import LABEL_CONTENT, LABEL_CONTENTS, Contents, ImageLock, contents_of
 from images.reference import Reference, parse_repository
 from images.registry import Registry
+from jobs.backends import Backend
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -45,6 +46,7 @@ class Plan:
     platform: str = "linux/amd64"
     args: Mapping[str, str] = field(default_factory=dict)
     extras: Extras = NONE
+    backend: Backend = "trl"
     push: bool = True
     update_base: bool = False
     earlier: ImageLock | None = None
@@ -93,7 +95,7 @@ def build_image(plan: Plan, progress: Progress) -> BuiltImage:
     repository = _repository(plan)
     for name, value in plan.args.items():
         refuse_secret(f"build.args.{name}", value.encode(), addresses=True)
-    with connect() as client, train_context() as plain:
+    with connect() as client, train_context(plan.backend) as plain:
         context = with_extras(plain, plan.extras)
         registry = Registry(client, repository) if plan.push else None
         if registry:
@@ -129,7 +131,7 @@ def current_content(lock: ImageLock, args: Mapping[str, str], extras: Extras) ->
     """
     if lock.contents is None:
         return None
-    with train_context() as plain:
+    with train_context(lock.contents.backend) as plain:
         context = with_extras(plain, extras)
         return content_sha256(context, lock.contents.base_pinned, args, lock.contents.platform)
 
@@ -150,7 +152,7 @@ def with_extras(plain: BuildContext, extras: Extras) -> BuildContext:
             effect=UNTOUCHED,
             hint="free some space in the temporary folder, or name another one in TMPDIR",
         ) from exc
-    return BuildContext(plain.folder, plain.dockerfile, tree_sha256(plain.folder))
+    return replace(plain, sha256=tree_sha256(plain.folder))
 
 
 def _repository(plan: Plan) -> Reference:
@@ -194,7 +196,7 @@ def _build(work: _Work) -> tuple[Any, tuple[str, ...]]:
         work.context.folder,
         work.context.dockerfile,
         platform=plan.platform,
-        args={**plan.args, "BASE_IMAGE": base.pinned},
+        args={**plan.args, **work.context.args, "BASE_IMAGE": base.pinned},
         progress=progress,
     )
     progress("list what is inside")
@@ -203,6 +205,7 @@ def _build(work: _Work) -> tuple[Any, tuple[str, ...]]:
         base=base.name,
         base_pinned=base.pinned,
         platform=plan.platform,
+        backend=plan.backend,
         python=inside.python,
         packages=inside.packages,
     )
@@ -225,7 +228,7 @@ def _label(work: _Work, image: str, contents: Contents) -> Any:
 
 
 def _locked_torch(context: BuildContext) -> str | None:
-    lock = (context.folder / "images" / "train-requirements.txt").read_text(encoding="utf-8")
+    lock = context.requirements.read_text(encoding="utf-8")
     found = re.search(r"^torch==([^\s;]+)", lock, re.MULTILINE)
     return found[1] if found else None
 

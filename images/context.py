@@ -14,9 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cloudft.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    # Not to run: a user's own `jobs` may be what is imported.
+    from jobs.backends import Backend
 
 Recipe = Literal["Dockerfile.train", "Dockerfile.serve", "compose.yaml"]
 
@@ -25,16 +29,31 @@ Recipe = Literal["Dockerfile.train", "Dockerfile.serve", "compose.yaml"]
 _IMAGES = Path(__file__).resolve().parent
 _ROOT = _IMAGES.parent
 
-LOCKS = ("train-requirements.txt", "train-constraints.txt")
+# What the locks are called, and the build argument that names one.
+LOCK_ARG = "LOCK"
+LOCK_NAMES: dict[Backend, str] = {"trl": "train", "unsloth": "unsloth"}
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """A folder to hand to a builder. ``sha256`` is taken over the names and bytes of all files in it."""
+    """A folder to hand to a builder. ``sha256`` is taken over the names and bytes of all files in it.
+
+    Only the lock of its ``backend`` is there, so that two backends never make equal contexts.
+    """
 
     folder: Path
     dockerfile: str
     sha256: str
+    backend: Backend = "trl"
+
+    @property
+    def args(self) -> dict[str, str]:
+        """The build arguments that belong to it."""
+        return {LOCK_ARG: LOCK_NAMES[self.backend]}
+
+    @property
+    def requirements(self) -> Path:
+        return self.folder / "images" / lock_files(self.backend)[0]
 
 
 def recipe(name: Recipe) -> Path:
@@ -46,14 +65,20 @@ def recipe(name: Recipe) -> Path:
     return _existing(name, _IMAGES / "files" / name, _ROOT / name)
 
 
-def train_files() -> dict[str, Path]:
-    """Everything that the training image is built from: name in the context → file on this machine.
+def lock_files(backend: Backend) -> tuple[str, str]:
+    """The names of a backend's requirements and constraints."""
+    name = LOCK_NAMES[backend]
+    return f"{name}-requirements.txt", f"{name}-constraints.txt"
+
+
+def train_files(backend: Backend = "trl") -> dict[str, Path]:
+    """Everything that a training image is built from: name in the context → file on this machine.
 
     Raises:
         EnvironmentProblem: this installation lacks one of them.
     """
     files = {"Dockerfile.train": recipe("Dockerfile.train")}
-    for lock in LOCKS:
+    for lock in lock_files(backend):
         files[f"images/{lock}"] = _existing(lock, _IMAGES / lock)
     jobs = _existing("jobs/__init__.py", _ROOT / "jobs" / "__init__.py").parent
     for path in sorted(jobs.rglob("*")):
@@ -63,13 +88,13 @@ def train_files() -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def train_context() -> Iterator[BuildContext]:
-    """The build context of the training image; its folder is removed at the end.
+def train_context(backend: Backend = "trl") -> Iterator[BuildContext]:
+    """The build context of a backend's training image; its folder is removed at the end.
 
     Raises:
         EnvironmentProblem: this installation is incomplete, or the temporary folder cannot be written.
     """
-    files = train_files()
+    files = train_files(backend)
     with tempfile.TemporaryDirectory(prefix="cloudft-train-", ignore_cleanup_errors=True) as tmp:
         folder = Path(tmp)
         try:
@@ -82,7 +107,7 @@ def train_context() -> Iterator[BuildContext]:
                 effect="no image was built",
                 hint="free some space there, or name another folder in TMPDIR, then try again",
             ) from exc
-        yield BuildContext(folder, "Dockerfile.train", digest)
+        yield BuildContext(folder, "Dockerfile.train", digest, backend)
 
 
 def tree_sha256(folder: Path) -> str:

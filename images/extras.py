@@ -123,7 +123,7 @@ def _instructions(extras: Extras) -> Iterator[str]:
         yield f"COPY requirements/ {INSTALLS}/"
         yield (
             "RUN PIP_BREAK_SYSTEM_PACKAGES=1 python -m pip install --no-cache-dir --disable-pip-version-check "
-            f"--root-user-action=ignore -c /opt/cloudft/images/train-constraints.txt {named}"
+            f"--root-user-action=ignore -c /opt/cloudft/images/${{LOCK}}-constraints.txt {named}"
         )
     if extras.files:
         yield "ENV PYTHONPATH=/opt/cloudft:/opt/cloudft/files"

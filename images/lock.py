@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from jobs.backends import Backend
 from jobs.spec import SHA256, Frozen
 
 # Labels of the image itself, so that it can be asked without this computer's files.
@@ -19,6 +20,7 @@ class Contents(Frozen):
     base: str
     base_pinned: str
     platform: str
+    backend: Backend = Field(default="trl", description="Who can compute a training in it.")
     python: str
     packages: dict[str, str] = Field(description="Name → version of every installed Python package.")
 

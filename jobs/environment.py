@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from jobs import ranks, tracking
+from jobs.backends import Backend
 from jobs.outcome import StoppedEarly
 from jobs.runlog import log, say
 from jobs.spec import RunSpec
@@ -104,9 +105,9 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def log_versions() -> dict[str, str]:
+def log_versions(backend: Backend) -> dict[str, str]:
     """Python and the libraries that decide about the numbers, told and returned."""
-    names = ("torch", "transformers", "trl", "peft")
+    names = ["torch", "transformers", "trl", "peft", *(["unsloth", "unsloth_zoo"] if backend == "unsloth" else [])]
     versions = {"Python": platform.python_version(), **{name: version(name) for name in names}}
     say(", ".join(f"{name} {value}" for name, value in versions.items()))
     return versions

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import unsloth_backend
 from jobs.model import Tuned
 from jobs.rendering import Message, RenderError, encode_answer, render_answer
 from jobs.runlog import say
 from jobs.scoring import JsonTask, Verdict
 from jobs.sharding import sharded
-from jobs.spec import RunSpec
+from jobs.spec import LONGEST_MEASURED, RunSpec
 from jobs.stage_data import load_rows
 
 # Rows whose answers are generated together.
@@ -33,8 +34,6 @@ LOSS_SHARE, LOSS_NATS = 0.05, 0.02
 # Seconds that a measurement may take in any case. A stage whose steps are all done is judged also when the run is to
 # stop, if that took no longer before it.
 PATIENCE = 10.0
-# Longer rows are left out of a measurement: a training row of any length would fit no bound on time.
-LONGEST = 4096
 
 
 class Broken(Exception):
@@ -94,9 +93,10 @@ class Meter:
         data = spec.data
         rows = load_rows(inputs, data.validation)[:limit] if data.validation else []
         general = load_rows(inputs, data.general)[:limit] if data.general else []
-        self.questions = _questions(rows, tuned)
-        self.general = _questions(general, tuned)
         gate = spec.gate
+        longest = min(LONGEST_MEASURED, (tuned.longest or math.inf) - (gate.max_tokens if gate else 0))
+        self.questions = _questions(rows, tuned, longest)
+        self.general = _questions(general, tuned, longest)
         self.task = JsonTask(gate.json_schema or {}, gate.keys) if gate and gate.kind == "json" else None
         if self.task and self.task.unsupported:
             say(
@@ -194,8 +194,8 @@ def said(measured: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)} ({measured['rows']} rows)"
 
 
-def _questions(rows: list[list[Message]], tuned: Tuned) -> list[Question]:
-    """The last answer of each row."""
+def _questions(rows: list[list[Message]], tuned: Tuned, longest: float) -> list[Question]:
+    """The last answer of each row that has no more than ``longest`` tokens."""
     found = []
     for messages in rows:
         try:
@@ -205,10 +205,10 @@ def _questions(rows: list[list[Message]], tuned: Tuned) -> list[Question]:
             continue
         example = encode_answer(tuned.tokenizer, rendered, tuned.stops)
         begin, ids = len(example.labels) - example.trained, example.input_ids
-        if len(ids) <= LONGEST:
+        if len(ids) <= longest:
             found.append(Question(ids[:begin], ids[begin:], messages[-1]["content"]))
         else:
-            say(f"warning: a row of {len(ids)} tokens is not measured: more than {LONGEST}")
+            say(f"warning: a row of {len(ids)} tokens is not measured: more than {longest}")
     return found
 
 
@@ -222,7 +222,8 @@ def _measuring(tuned: Tuned) -> Iterator[None]:
     model.eval()
     device = next(model.parameters()).device.type
     try:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=tuned.dtype == "bfloat16"):
+        answering = unsloth_backend.inference(model) if tuned.backend == "unsloth" else contextlib.nullcontext()
+        with answering, torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=tuned.dtype == "bfloat16"):
             yield
     finally:
         model.train(training)

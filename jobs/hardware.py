@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from jobs import ranks
+from jobs.backends import Backend
 from jobs.outcome import TrainError
 from jobs.runlog import log
 from jobs.spec import Stage
@@ -32,12 +33,12 @@ class Machine:
     liger: bool = False
 
     @classmethod
-    def here(cls, dtype: Dtype, model_type: str) -> Machine:
-        """This one, for a model of that type."""
+    def here(cls, dtype: Dtype, model_type: str, backend: Backend = "trl") -> Machine:
+        """This one, for a model of that type. Unsloth has layers of its own, where Liger's would go."""
         import torch
 
         gpu = torch.cuda.is_available()
-        return cls(gpu=gpu, bf16=dtype == "bfloat16", liger=gpu and choose_liger(model_type))
+        return cls(gpu=gpu, bf16=dtype == "bfloat16", liger=gpu and backend == "trl" and choose_liger(model_type))
 
 
 def warm_up() -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import ranks, sharding
+from jobs import ranks, sharding, unsloth_backend
+from jobs.backends import Backend
 from jobs.environment import limit_threads
 from jobs.hardware import Dtype, choose_attention, choose_dtype, use_kernels
 from jobs.outcome import TrainError
@@ -24,7 +25,8 @@ class Tuned:
     """A model in training, and all that goes home with its weights.
 
     ``dtype``: what it computes in. ``stops``: ids of the tokens that end an answer; ``files``: the base's own files
-    that go home as they are; ``template``: the chat template that is trained with, and will be served.
+    that go home as they are; ``template``: the chat template that is trained with, and will be served. ``longest``:
+    tokens that a row may have at most; None: as many as the model takes.
     """
 
     model: Any
@@ -35,6 +37,8 @@ class Tuned:
     base: Base
     method: Method
     dtype: Dtype
+    backend: Backend = "trl"
+    longest: int | None = None
 
     def trained(self) -> dict[str, Any]:
         """The weights that are trained, by name. dpo's frozen copy of an adapter is not among them."""
@@ -68,14 +72,21 @@ def load_tuned(spec: RunSpec, folder: Path | None) -> Tuned:
     """
     stage = spec.stages[0]  # these settings are the same for all of them
     dtype = choose_dtype(stage.dtype)
-    tokenizer, model = load_base(spec.base, folder, dtype, spec.method)
+    longest = None
+    if spec.backend == "unsloth":
+        tokenizer, model, longest = load_for_unsloth(spec, folder, dtype)
+    else:
+        tokenizer, model = load_base(spec.base, folder, dtype, spec.method)
     limit_threads(model.num_parameters())
     template, origin = choose_template(spec.template, tokenizer)
     log("template", "Jinja", origin)
     stops = stop_tokens(tokenizer, model)
     files = tuple(files_of_base(spec.base, folder, spec.method))
-    model = model if spec.method == "full" else with_adapter(model, stage, spec.seed)
-    tuned = Tuned(model, tokenizer, template, stops, files, spec.base, spec.method, dtype)
+    if spec.backend == "unsloth":
+        model = unsloth_backend.with_adapter(model, stage, spec.seed)
+    elif spec.method != "full":
+        model = with_adapter(model, stage, spec.seed)
+    tuned = Tuned(model, tokenizer, template, stops, files, spec.base, spec.method, dtype, spec.backend, longest)
     count, of = sum(p.numel() for p in tuned.trained().values()), spec.base.parameters or model.num_parameters()
     say(f"{spec.method}: {count:,} of {of:,} weights are trained ({count / of:.2%})")
     return tuned
@@ -86,8 +97,7 @@ def load_base(base: Base, folder: Path | None, dtype: Dtype, method: Method = "l
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = str(folder) if folder else base.id
-    revision = {} if folder else {"revision": base.revision}
+    source, revision = source_of(base, folder)
     # All weights in 32 bits: at a full fine-tune's learning rate most steps are smaller than the last bit of bfloat16,
     # and would be lost. The computing is in ``dtype`` all the same (autocast).
     weights = "float32" if method == "full" else dtype
@@ -105,16 +115,50 @@ def load_base(base: Base, folder: Path | None, dtype: Dtype, method: Method = "l
             output_loading_info=True,
         )
     except Exception as exc:  # each library behind these two calls has its own kinds
-        raise TrainError(f"the base {base.id} at {base.revision[:12]} cannot be loaded: {exc}") from exc
+        raise unloadable(base, exc) from exc
     wrong = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if wrong:
         raise TrainError(f"the base {base.id} is incomplete: {len(wrong)} weights are missing, {wrong[0]} first")
-    size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > size:
-        raise TrainError(f"the tokenizer of {base.id} has {len(tokenizer)} tokens, but the model only knows {size}")
+    check_vocabulary(base, tokenizer, model)
     if method == "qlora":
         _keep_layout(model)
     return tokenizer, model
+
+
+def load_for_unsloth(spec: RunSpec, folder: Path | None, dtype: Dtype) -> tuple[Any, Any, int]:
+    """Tokenizer, model, and how many tokens a row may have. The tokenizer is the base's own: Unsloth mends some."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    source, revision = source_of(spec.base, folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **revision)
+        positions = AutoConfig.from_pretrained(source, **revision).get_text_config().max_position_embeddings
+        longest = unsloth_backend.limit(spec, positions)
+        # Unsloth refuses a base with missing weights by itself.
+        model = unsloth_backend.load_model(spec, source, revision.get("revision"), dtype, longest)
+    except TrainError:
+        raise
+    except Exception as exc:
+        raise unloadable(spec.base, exc) from exc
+    check_vocabulary(spec.base, tokenizer, model)
+    if spec.method == "qlora":
+        _keep_layout(model)
+    return tokenizer, model, longest
+
+
+def source_of(base: Base, folder: Path | None) -> tuple[str, dict[str, str]]:
+    """What the libraries call the base, and the commit of it where they fetch it."""
+    return (str(folder), {}) if folder else (base.id, {"revision": base.revision})
+
+
+def unloadable(base: Base, exc: Exception) -> TrainError:
+    return TrainError(f"the base {base.id} at {base.revision[:12]} cannot be loaded: {exc}")
+
+
+def check_vocabulary(base: Base, tokenizer: Any, model: Any) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > size:
+        raise TrainError(f"the tokenizer of {base.id} has {len(tokenizer)} tokens, but the model only knows {size}")
 
 
 def quantisation(method: Method, dtype: Dtype) -> dict[str, Any]:

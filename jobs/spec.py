@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jobs.backends import Backend, refusal
 from jobs.trackers import Tracking
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -20,6 +21,9 @@ Kind = Literal["cpt", "sft", "dpo"]
 Method = Literal["lora", "qlora", "dora", "rslora", "full"]
 # One adapter goes through all stages, so these cannot differ between them.
 SHARED = ("method", "lora_r", "lora_alpha", "lora_dropout", "dtype")
+
+# Tokens. Longer rows are left out of a gate's measurement: a row of any length would fit no bound on time.
+LONGEST_MEASURED = 4096
 
 SHA256 = r"^[0-9a-f]{64}$"
 
@@ -165,6 +169,7 @@ class RunSpec(Frozen):
     template: str | None = Field(
         default=None, description="Jinja chat template; None: the one that the base's tokenizer brings."
     )
+    backend: Backend = Field(default="trl", description="Who computes the training; the image must hold it.")
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=9)
     gate: Gate | None = Field(default=None, description="None: no stage is measured.")
     image: str | None = Field(
@@ -183,6 +188,9 @@ class RunSpec(Frozen):
         for name in SHARED:
             if any(getattr(stage, name) != getattr(first, name) for stage in self.stages):
                 raise ValueError(f"all stages train the same weights, so {name} must be the same for all")
+        stages = self.stages
+        if why := refusal(self.backend, first.method, [s.kind for s in stages], [s.packing for s in stages]):
+            raise ValueError(why)
         return self
 
     @property

@@ -156,8 +156,9 @@ def train_stage(
     if progress.stage and resume is None:
         keeping.at_start()
     guide = _guide(run, stages, progress, result, course, best, evaluations)
-    machine = Machine.here(tuned.dtype, tuned.model.config.model_type)
-    checkpointing = choose_checkpointing(tuned.model, stage)
+    machine = Machine.here(tuned.dtype, tuned.model.config.model_type, tuned.backend)
+    # Unsloth's way is in the model already, and its trainers put it to use.
+    checkpointing = tuned.backend == "trl" and choose_checkpointing(tuned.model, stage)
     trackers = tracking_callbacks(run.spec, run.work / "out", result.name) if ranks.first() else []
     with _as_it_was(tuned.model):
         trainer = TRAINERS[stage.kind](

@@ -34,13 +34,16 @@ ENV_END = "CLOUDFT_END_MACHINE"
 MACHINES = ("RUNPOD_POD_ID",)
 # A torch that is there fits its machine's driver, and stays; so do the libraries that belong to it.
 TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+# These are compiled for one version of torch, and fit no other.
+BOUND = re.compile(r"torchvision|torchao|xformers")
 
 
 def start(settings: dict[str, Any]) -> None:
     """Become the supervisor.
 
     Args:
-        settings: ``code`` URL of the archive and ``sha256`` of it, ``deadline`` epoch seconds, ``ticket`` URL.
+        settings: ``code`` URL of the archive and ``sha256`` of it, ``lock``: the name of the locked requirements in
+            it, ``deadline`` epoch seconds, ``ticket`` URL.
     """
     if sys.version_info < (3, 11):  # noqa: UP036 - the machine may be anything
         sys.exit(f"cloudft needs Python 3.11 or newer; this is {sys.version.split()[0]}")
@@ -49,7 +52,7 @@ def start(settings: dict[str, Any]) -> None:
     code, site = work / "code", work / "site-packages"
     with zipfile.ZipFile(io.BytesIO(_fetch(settings["code"], settings["sha256"]))) as archive:
         archive.extractall(code)
-    _install(code / "requirements", site)
+    _install(code / "requirements", settings["lock"], site)
     path = [str(code), str(site), os.environ.get("PYTHONPATH", "")]
     environment = own_environment() | {
         "CLOUDFT_DEADLINE": str(settings["deadline"]),
@@ -89,9 +92,9 @@ def _fetch(url: str, sha256: str) -> bytes:
     sys.exit("cloudft: the code did not arrive as it was sent; run the command again")
 
 
-def _install(requirements: Path, site: Path) -> None:
+def _install(requirements: Path, lock: str, site: Path) -> None:
     """Install what is missing, or other than locked, beside what is there."""
-    wanted, locked = ((requirements / f"train-{name}.txt").read_text() for name in ("requirements", "constraints"))
+    wanted, locked = ((requirements / f"{lock}-{name}.txt").read_text() for name in ("requirements", "constraints"))
     missing, arguments = missing_libraries(wanted, locked, _installed())
     if not missing:
         return
@@ -119,10 +122,12 @@ def missing_libraries(wanted: str, locked: str, installed: Mapping[str, str]) ->
     missing = [n for n, (version, marker) in pins.items() if installed.get(n) != version and _applies(marker)]
     if "torch" not in installed:
         return missing, [line for line in wanted.splitlines() if line]
-    rest = {name: version for name, (version, _) in lock.items() if not TORCH.fullmatch(name)}
+    same = "torch" in lock and installed["torch"] == lock["torch"][0]
+    there = {name for name in lock if TORCH.fullmatch(name) or (BOUND.fullmatch(name) and not same)}
+    rest = {name: version for name, (version, _) in lock.items() if name not in there}
     markers = {name: marker for name, (_, marker) in pins.items()}
     lines = [f"{name}=={version}{markers.get(name, '')}" for name, version in rest.items()]
-    return [name for name in missing if name != "torch"], lines
+    return [name for name in missing if name not in there], lines
 
 
 def _pins(text: str) -> dict[str, tuple[str, str]]:

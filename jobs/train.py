@@ -37,7 +37,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from jobs import ranks, ready, tracking
+from jobs import ranks, ready, tracking, unsloth_backend
 from jobs.audit import Reader, audit_inputs
 from jobs.environment import STOP_FILE, StopFlag, end_process, end_with_parent, log_versions, set_environment
 from jobs.gate import Broken, Meter
@@ -96,7 +96,7 @@ def train(work: Path, stop: StopFlag, outcome: Outcome, pace: Pace, until: float
     run = Run(spec, work, pace, stop.asked, stop.agreed, until)
     log_spec(spec)
     outcome.add("import", begin(spec, work, stop, wait))
-    outcome.versions = log_versions()
+    outcome.versions = log_versions(spec.backend)
 
     # 2. Where to go on.
     resume = find_checkpoint(run.checkpoints, spec)
@@ -152,6 +152,8 @@ def begin(spec: RunSpec, work: Path, stop: StopFlag, wait: bool) -> float:
     """
     began = time.time()
     set_environment(spec)
+    if spec.backend == "unsloth":
+        unsloth_backend.begin(work)  # before the libraries that it changes
     import jobs.guide
     import jobs.trainers  # noqa: F401
 

@@ -7,6 +7,7 @@ field with what trl then has.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from jobs.hardware import Machine
 from jobs.spec import Stage
 
 MAX_GRAD_NORM = 1.0
+# Up to transformers 5.17, which Unsloth holds on to, these fields have older names.
+OLDER_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
 
 
 def trl_config(stage: Stage, machine: Machine, seed: int, scratch: Path, *, checkpointing: bool = False) -> Any:
@@ -27,8 +33,14 @@ def trl_config(stage: Stage, machine: Machine, seed: int, scratch: Path, *, chec
 
     common = _common(stage, machine, seed, scratch, checkpointing)
     if stage.kind == "dpo":
-        return DPOConfig(**common, **_dpo(stage))
-    return SFTConfig(**common, **_sft(stage))
+        return DPOConfig(**_named(common, DPOConfig), **_dpo(stage))
+    return SFTConfig(**_named(common, SFTConfig), **_sft(stage))
+
+
+def _named(settings: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The settings by the names that the installed library has for them."""
+    known = {field.name for field in fields(config)}
+    return {name if name in known else OLDER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
 def _common(stage: Stage, machine: Machine, seed: int, scratch: Path, checkpointing: bool) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def build_project_image(
     config = load_config(project.config_file)
     plan = replace(
         _plan(project, config.build, read_lock(project)),
+        backend=config.train.backend,
         push=push,
         update_base=update_base,
         platform=platform or config.build.platform,
@@ -83,7 +84,8 @@ def check_image(project: Project, config: Config) -> str | None:
     Needs no engine and no network, so that `submit` can ask it every time.
 
     Raises:
-        ConfigError: a rented machine would get an image that it cannot pull, or that may change under its name.
+        ConfigError: a rented machine would get an image that it cannot pull, that may change under its name, or that
+            holds another backend.
     """
     image = config.image
     if image is None or config.provider == "local":
@@ -96,8 +98,15 @@ def check_image(project: Project, config: Config) -> str | None:
             hint="push it and pin it by digest:  cloudft build",
         )
     lock = read_lock(project)
+    backend = config.train.backend
     if lock is None or lock.image != image:
-        return None
+        return None if backend == "trl" else "whether the image holds Unsloth cannot be told: it was not built here"
+    if lock.contents is not None and lock.contents.backend != backend:
+        raise ConfigError(
+            f"image: {image} was built for backend {lock.contents.backend}, but train.backend is {backend}",
+            effect="nothing was started",
+            hint=f"build one for it:  cloudft build    or set train.backend to {lock.contents.backend}",
+        )
     try:
         extras = collect(project.root, listed(config.build.requirements), listed(config.build.files))
         now = current_content(lock, build_args(config.build), extras)

@@ -99,6 +99,7 @@ def draft(project: Project, config: Config, progress: Progress) -> Draft:
         base=base,
         data=data,
         template=template,
+        backend=config.train.backend,
         stages=resolve_stages(config.train, stages, base.parameters, _gpus(config)),
         gate=_gate(task),
         image=config.image if config.provider != "local" else None,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cloudft.errors import ConfigError
+from jobs.backends import Backend
 from jobs.spec import FileRef, Kind, Stage
 from local.train_config import StageConfig, TrainConfig
 
@@ -121,7 +122,7 @@ def _stage(
         raise ConfigError("there are no rows to train on", effect="nothing was started")
     choices = _Choices(own, shared)
     _length(choices, own.kind, facts.longest)
-    block = _packing(choices, own.kind, facts)
+    block = _packing(choices, own.kind, facts, train.backend)
     _batch(choices, own.kind, facts.rows, block)
     _evenly(choices, gpus)
     _steps(choices, own, facts.rows, block)
@@ -159,7 +160,7 @@ def _length(choices: _Choices, kind: Kind, longest: int | None) -> None:
     choices.pick("max_length", length, reason)
 
 
-def _packing(choices: _Choices, kind: Kind, facts: StageFacts) -> float:
+def _packing(choices: _Choices, kind: Kind, facts: StageFacts, backend: Backend) -> float:
     """Decides on packing; returns how many rows a block holds, about: 1 without packing, less if rows are split."""
     length = choices.values["max_length"]
     if kind == "dpo":
@@ -179,6 +180,9 @@ def _packing(choices: _Choices, kind: Kind, facts: StageFacts) -> float:
             TEMPLATE_TOKENS / 2 if kind == "sft" else 1
         )
         fits = length / each
+    if backend == "unsloth":
+        choices.pick("packing", False, "backend unsloth: whether it keeps packed rows apart cannot be told beforehand")
+        return min(fits, 1.0)
     if kind == "cpt":
         packed = choices.pick("packing", True, "documents fill blocks of max_length tokens, and do not see each other")
         return fits if packed else min(fits, 1.0)

@@ -107,10 +107,10 @@ def _recipe(project: Project, config: Config) -> Iterator[tuple[Recipe, str]]:
         refuse_secret(f"build.args.{name}", value.encode(), addresses=True)
     extras = collect(project.root, listed(config.build.requirements), listed(config.build.files))
     base = _base(project, config)
-    with train_context() as plain:
+    with train_context(config.train.backend) as plain:
         context = with_extras(plain, extras)
         text = (context.folder / context.dockerfile).read_text(encoding="utf-8")
-        (context.folder / context.dockerfile).write_text(portable(text, base), encoding="utf-8")
+        (context.folder / context.dockerfile).write_text(portable(text, base, context.args), encoding="utf-8")
         content = content_sha256(context, base, args, PLATFORM)
         yield _recipe_of(context, config, args), content
 

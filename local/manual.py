@@ -11,13 +11,14 @@ from pathlib import Path
 import images
 import jobs
 from cloudft.errors import StoreError
+from images.context import LOCK_NAMES, lock_files
 from jobs import start
-from local.records import attempt_prefix
+from jobs.backends import Backend
+from local.records import attempt_prefix, read_spec
 from local.session import Session
 from local.tickets import URL_GRACE, ticket_key
 
 CODE, SCRIPT = "code.zip", "start.py"
-REQUIREMENTS = ("train-requirements.txt", "train-constraints.txt")
 # A zip's own dates would change its checksum with every submit.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -34,11 +35,13 @@ def start_command(session: Session) -> str:
     attempt = record.attempt
     until = attempt.deadline + URL_GRACE
     prefix = attempt_prefix(record.run_id, attempt.number)
-    code = pack_code()
+    backend = read_spec(session.run).backend
+    code = pack_code(backend)
     session.store.put_bytes(f"{prefix}/{CODE}", code)
     settings = {
         "code": session.store.url_to_get(f"{prefix}/{CODE}", until),
         "sha256": sha256(code).hexdigest(),
+        "lock": LOCK_NAMES[backend],
         "deadline": attempt.deadline,
         "ticket": session.store.url_to_get(ticket_key(record.run_id, attempt.number), until),
     }
@@ -50,8 +53,8 @@ def start_command(session: Session) -> str:
     return f"""python3 -c "import urllib.request as u; exec(u.urlopen('{url}').read())\""""
 
 
-def pack_code() -> bytes:
-    """What a machine needs of ours: the package ``jobs`` and the locked requirements, as a zip."""
+def pack_code(backend: Backend) -> bytes:
+    """What a machine needs of ours: the package ``jobs`` and the backend's locked requirements, as a zip."""
     packed = io.BytesIO()
     package = Path(jobs.__path__[0])
     files = {
@@ -59,7 +62,7 @@ def pack_code() -> bytes:
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    files |= {f"requirements/{name}": Path(images.__path__[0]) / name for name in REQUIREMENTS}
+    files |= {f"requirements/{name}": Path(images.__path__[0]) / name for name in lock_files(backend)}
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in files.items():
             archive.writestr(zipfile.ZipInfo(name, EPOCH), path.read_bytes())

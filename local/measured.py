@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
+from jobs.backends import Backend
 from jobs.spec import Frozen, RunSpec
 from local.files import write_json
 from local.phases import BOOT, DOWNLOAD, START, phases_of
@@ -45,6 +46,7 @@ class Speed(Frozen):
     cards: int = Field(gt=0)
     base: str
     shape: dict[str, Any]
+    backend: Backend = "trl"
     method: str
     rank: int
     rows: int
@@ -140,6 +142,7 @@ def speed_of(
         cards=attempt.offer.count,
         base=spec.base.id,
         shape=shape,
+        backend=spec.backend,
         method=stage.method,
         rank=stage.lora_r or 0,
         rows=stage.batch_size * (2 if stage.kind == "dpo" else 1),

@@ -43,7 +43,8 @@ def preview(project: Project, drafted: Draft, progress: Progress) -> Preview:
     audit = audit_at_home(spec, project.root, stages)
     counted = audit.audit.stages if audit.audit else (None,) * len(stages)
     tokens = [_tokens(found, rows) for found, rows in zip(counted, stages, strict=True)]
-    work = work_of(spec, base_shape(spec.base, project.root), tokens, read_speeds())
+    speeds = [speed for speed in read_speeds() if speed.backend == spec.backend]
+    work = work_of(spec, base_shape(spec.base, project.root), tokens, speeds)
     name = spec.data.train.path
     answered = [row for row in drafted.files[name] if isinstance(row, Row)]
     notes = task_notes(answered, drafted.task, drafted.paths.get(name, name)) if _learns(spec) else ()

@@ -150,6 +150,7 @@ def _config(project: Project, lock: RunLock, wanted: Wanted) -> Config:
         "image": spec.image or now.image,
         "max_hours": spec.max_hours,
         "machine": machine,
+        "train": now.train.model_copy(update={"backend": spec.backend}),
     }
     return wanted.applied_to(now.model_copy(update=as_it_was))
 
@@ -164,7 +165,7 @@ def _measured(run: RunFolder) -> Document | None:
 def _differences(lock: RunLock, config: Config) -> list[str]:
     """What is not as it was at submit."""
     found = []
-    if code_sha256() != lock.code.sha256:
+    if code_sha256(lock.spec.backend) != lock.code.sha256:
         found.append(f"the training code is another one than that of cloudft {lock.code.cloudft}, which made the run")
     if config.provider != lock.provider:
         found.append(f"provider {config.provider} instead of {lock.provider}")
@@ -177,7 +178,19 @@ def _differences(lock: RunLock, config: Config) -> list[str]:
 
 
 # What decides about the numbers of a training.
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "numpy")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "unsloth",
+    "unsloth_zoo",
+)
 
 
 def _changed(then: dict[str, str], now: dict[str, str]) -> list[str]:

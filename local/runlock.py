@@ -20,6 +20,7 @@ from cloudft import __version__
 from cloudft.errors import IntegrityError, NotFound
 from images.context import train_files
 from images.lock import Contents
+from jobs.backends import Backend
 from jobs.spec import SHA256, FileRef, Frozen, RunSpec
 from local.files import sha256_file, write_json
 from local.project import RunFolder
@@ -105,7 +106,7 @@ def make_lock(
     return RunLock(
         run_id=spec.run_id,
         created_at=time.time(),
-        code=CodeLock(cloudft=__version__, sha256=code_sha256()),
+        code=CodeLock(cloudft=__version__, sha256=code_sha256(spec.backend)),
         spec=spec,
         spec_sha256=spec.sha256(),
         source=source,
@@ -175,10 +176,10 @@ def _update(run: RunFolder, changes: dict[str, Any]) -> None:
         write_lock(run, changed)
 
 
-def code_sha256() -> str:
-    """sha256 over the names and bytes of all that the training image is made from."""
+def code_sha256(backend: Backend) -> str:
+    """sha256 over the names and bytes of all that the backend's training image is made from."""
     total = hashlib.sha256()
-    for name, path in sorted(train_files().items()):
+    for name, path in sorted(train_files(backend).items()):
         total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 

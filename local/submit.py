@@ -21,6 +21,7 @@ from infra.provider import open_provider
 from infra.store import Store, open_store, probe
 from jobs.spec import RunSpec
 from jobs.ticket import AUDIT
+from local.backend import check_backend
 from local.base import base_folder
 from local.build_image import check_image, read_lock
 from local.config import Config, Wanted, load_config
@@ -87,6 +88,7 @@ def launch(
     with submit_lock(project):
         _refuse_second(project, progress)
         _refuse_mismatch(config)
+        check_backend(config)
         if note := check_image(project, config):
             progress("image", note=note)
         with _nothing_begun():

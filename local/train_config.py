@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from jobs.backends import Backend, refusal
 from jobs.trackers import TrackerName
 from local.section import Section
 
@@ -69,6 +70,11 @@ class ReplayConfig(Section):
 class TrainConfig(Hyperparameters):
     """How to train. Leave a hyperparameter out and it is chosen from the data, with the reason logged."""
 
+    backend: Backend = Field(
+        default="trl",
+        description="Who computes the training: trl, or unsloth, which has an image of its own (cloudft build) and "
+        "trains lora, qlora and rslora adapters on one NVIDIA GPU.",
+    )
     method: Literal["lora", "qlora", "dora", "rslora", "full"] = Field(
         default="lora", description="What is trained, in all stages: an adapter of one of four kinds, or all weights."
     )
@@ -99,6 +105,9 @@ class TrainConfig(Hyperparameters):
             for name in ("lora_r", "lora_alpha", "lora_dropout"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} belongs to an adapter, but method is full")
+        stages = self.resolved_stages()
+        if why := refusal(self.backend, self.method, [s.kind for s in stages], [s.packing for s in stages]):
+            raise ValueError(f"{why}; backend trl does")
         return self
 
     def resolved_stages(self) -> list[StageConfig]:

@@ -63,7 +63,8 @@ def test_the_wheel_carries_the_recipes_unchanged(name: str, wheel: Path, repo: P
 def test_the_wheel_carries_every_file_of_the_packages(names: set[str], repo: Path) -> None:
     files = {p.relative_to(repo).as_posix() for package in PACKAGES for p in (repo / package).rglob("*.*")}
     ours = {name for name in files if not name.endswith(".pyc")}
-    assert {"images/train-requirements.txt", "images/train-constraints.txt"} <= ours
+    locks = {f"images/{name}-{what}.txt" for name in ("train", "unsloth") for what in ("requirements", "constraints")}
+    assert locks <= ours
     assert {f"{package}/py.typed" for package in PACKAGES} <= ours
     assert ours - names == set()
 
@@ -82,7 +83,7 @@ def test_the_metadata_name_the_command_the_licence_and_the_extras(wheel: Path) -
     assert "cloudft = cloudft.__main__:main" in entry_points
     assert "License-Expression: MIT" in metadata
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
-    assert extras == {"train", "local", "runpod", "modal", "text", "lm-eval", "all"}
+    assert extras == {"train", "unsloth", "local", "runpod", "modal", "text", "lm-eval", "all"}
 
 
 def test_an_installed_wheel_finds_its_recipes_and_makes_a_build_context(installed: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from jobs import teardown
+from jobs.backends import Backend
 from jobs.start import ENV_END, MACHINES, missing_libraries
 from local.demo_project import write_demo_project
 from local.manual import pack_code
@@ -154,6 +155,21 @@ def test_what_is_there_as_locked_is_not_installed_again() -> None:
     assert missing_libraries(wanted, locked, {"peft": "0.2"}) == (["torch"], wanted.splitlines())
 
 
+def test_what_is_compiled_for_one_torch_is_installed_beside_no_other() -> None:
+    wanted = "-c unsloth-constraints.txt\ntorch==2.13.0\nunsloth==1\n"
+    locked = "torch==2.13.0\ntorchvision==0.28.0\nunsloth==1\nxformers==0.0.35\n"
+    assert missing_libraries(wanted, locked, {"torch": "2.9.1"}) == (["unsloth"], ["unsloth==1"])
+    everything = ["torchvision==0.28.0", "unsloth==1", "xformers==0.0.35"]
+    assert missing_libraries(wanted, locked, {"torch": "2.13.0"}) == (["unsloth"], everything)
+
+
+@pytest.mark.parametrize(("backend", "lock"), [("trl", "train"), ("unsloth", "unsloth")])
+def test_the_requirements_that_travel_are_the_backends_own(backend: Backend, lock: str) -> None:
+    with zipfile.ZipFile(io.BytesIO(pack_code(backend))) as archive:
+        names = [name for name in archive.namelist() if name.startswith("requirements/")]
+    assert names == [f"requirements/{lock}-requirements.txt", f"requirements/{lock}-constraints.txt"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -164,8 +180,14 @@ def test_what_is_there_as_locked_is_not_installed_again() -> None:
 def test_a_script_that_cannot_begin_says_why(
     project: Project, wrong: dict[str, str], said: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "code.zip").write_bytes(pack_code())
-    settings = {"code": (tmp_path / "code.zip").as_uri(), "sha256": "0" * 64, "deadline": 4e9, "ticket": "x"} | wrong
+    (tmp_path / "code.zip").write_bytes(pack_code("trl"))
+    settings = {
+        "code": (tmp_path / "code.zip").as_uri(),
+        "sha256": "0" * 64,
+        "lock": "train",
+        "deadline": 4e9,
+        "ticket": "x",
+    } | wrong
     source = (REPO / "jobs" / "start.py").read_text().replace("time.sleep(2 * attempt)", "pass")
     done = subprocess.run(
         [sys.executable, "-c", f"{source}\nstart({settings!r})"], capture_output=True, text=True, cwd=tmp_path
@@ -197,12 +219,12 @@ def test_it_needs_a_bucket(project: Project) -> None:
 def test_the_whole_package_travels() -> None:
     """Whatever the package holds: a file that is missing there fails on a machine that somebody pays for."""
     tracked = subprocess.run(["git", "ls-files", "jobs"], cwd=REPO, capture_output=True, text=True, check=True)
-    packed = zipfile.ZipFile(io.BytesIO(pack_code())).namelist()
+    packed = zipfile.ZipFile(io.BytesIO(pack_code("trl"))).namelist()
     assert {name for name in packed if name.startswith("jobs/")} == set(tracked.stdout.split())
 
 
 def test_the_script_is_plain_python_and_the_code_packs_the_same_twice() -> None:
-    assert pack_code() == pack_code()
+    assert pack_code("trl") == pack_code("trl")
     source = (Path(__file__).resolve().parents[2] / "jobs" / "start.py").read_text()
     isolated = [sys.executable, "-I", "-c", f"exec({source!r}); print(start.__name__)"]
     assert subprocess.run(isolated, capture_output=True, text=True, check=True).stdout == "start\n"

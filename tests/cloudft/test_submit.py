@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -112,6 +113,18 @@ def test_money_and_machines_that_do_not_go_together(project: Project) -> None:
     said = refused(project, 9, "--provider", "runpod")
     assert "no budget is set" in said["what"]
     assert "--budget" in said["hint"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("unsloth") is not None, reason="Unsloth is installed here")
+def test_unsloth_where_it_cannot_train(project: Project) -> None:
+    configure(project, train={"backend": "unsloth"})
+    said = refused(project, 12)
+    assert "unsloth cannot be imported" in said["what"]
+    assert "cloudft[unsloth]" in said["hint"]
+    configure(project, store={"url": "s3://bucket"}, image="registry.test/x@sha256:" + "0" * 64, budget=5)
+    said = refused(project, 3, "--provider", "runpod", "--gpu", "H100:2")
+    assert "trains on one GPU" in said["what"]
+    assert "--gpu H100 " in said["hint"]
 
 
 def test_a_second_submit_at_the_same_moment(project: Project) -> None:

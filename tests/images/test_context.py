@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import images.context as context_module
 from cloudft.errors import EnvironmentProblem
 from images.context import Recipe, recipe, train_context, train_files, tree_sha256
+from jobs.backends import Backend
 
 
 @pytest.fixture
@@ -41,20 +43,27 @@ def test_a_wheel_has_its_own_recipes(name: Recipe, installation: Path) -> None:
     assert recipe(name).read_text() == f"# the wheel's {name}\n"
 
 
-def test_the_context_holds_the_dockerfile_the_locks_and_jobs_and_nothing_else(repo: Path) -> None:
-    with train_context() as context:
+@pytest.mark.parametrize(("backend", "lock"), [("trl", "train"), ("unsloth", "unsloth")])
+def test_the_context_holds_the_dockerfile_the_lock_and_jobs_and_nothing_else(
+    repo: Path, backend: Backend, lock: str
+) -> None:
+    with train_context(backend) as context:
         names = {p.relative_to(context.folder).as_posix() for p in context.folder.rglob("*") if p.is_file()}
         assert (context.folder / context.dockerfile).read_bytes() == (repo / "Dockerfile.train").read_bytes()
         spec = (context.folder / "jobs" / "spec.py").read_bytes()
-    locks = {"images/train-requirements.txt", "images/train-constraints.txt"}
+        assert context.requirements.read_bytes() == (repo / "images" / f"{lock}-requirements.txt").read_bytes()
+    assert context.args == {"LOCK": lock}
+    locks = {f"images/{lock}-requirements.txt", f"images/{lock}-constraints.txt"}
     sources = {p.relative_to(repo).as_posix() for p in (repo / "jobs").rglob("*.*") if p.suffix != ".pyc"}
     assert names == {"Dockerfile.train"} | locks | sources
     assert spec == (repo / "jobs" / "spec.py").read_bytes()
 
 
-def test_every_file_that_the_dockerfile_copies_is_in_the_context() -> None:
-    with train_context() as context:
-        lines = (context.folder / context.dockerfile).read_text().splitlines()
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_every_file_that_the_dockerfile_copies_is_in_the_context(backend: Backend) -> None:
+    with train_context(backend) as context:
+        text = (context.folder / context.dockerfile).read_text()
+        lines = text.replace("${LOCK}", context.args["LOCK"]).splitlines()
         copied = [source for line in lines if line.startswith("COPY ") for source in line.split()[1:-1]]
         assert copied
         assert [source for source in copied if not (context.folder / source).exists()] == []
@@ -91,6 +100,11 @@ def test_the_digest_names_the_content(installation: Path) -> None:
         out.write("# changed\n")
     with train_context() as changed:
         assert changed.sha256 != first.sha256
+
+
+def test_two_backends_never_make_equal_images() -> None:
+    with train_context("trl") as one, train_context("unsloth") as other:
+        assert one.sha256 != other.sha256
 
 
 def test_the_digest_sees_a_renamed_file(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_layers_of_a_project_lie_above_the_libraries_and_below_our_code(root
     at = lines.index(OURS)
     assert lines[at - len(added) : at] == added
     assert lines[: at - len(added)] + lines[at:] == plain_lines
-    assert "-c /opt/cloudft/images/train-constraints.txt" in added[1]
+    assert "-c /opt/cloudft/images/${LOCK}-constraints.txt" in added[1]
     assert added[1].endswith("-r '/opt/cloudft/requirements/my needs.txt'")
 
 

@@ -20,6 +20,7 @@ from images.extras import collect
 from images.portable import portable
 from infra.modal_images import BUILDER_CORES, BUILDER_GIB
 from infra.provider import BUILDERS, PROVIDERS, Builder, Recipe
+from jobs.backends import Backend
 from tests.doubles.modal import ModalDouble
 from tests.doubles.modal.images import NOT_KNOWN, BuildFailed, Definition, copied, instructions
 from tests.infra.modal_fixtures import Modal, modal
@@ -31,10 +32,15 @@ BASE = "python:3.11-slim"
 
 
 @pytest.fixture
-def recipe() -> Iterator[Recipe]:
-    with train_context() as context:
+def backend() -> Backend:
+    return "trl"
+
+
+@pytest.fixture
+def recipe(backend: Backend) -> Iterator[Recipe]:
+    with train_context(backend) as context:
         path = context.folder / context.dockerfile
-        path.write_text(portable(path.read_text(), BASE))
+        path.write_text(portable(path.read_text(), BASE, context.args))
         yield Recipe(context.folder, context.dockerfile)
 
 
@@ -127,6 +133,16 @@ def test_the_dockerfile_as_it_is_would_be_refused(modal: Modal) -> None:
         modal.provider.build(Recipe(context.folder, context.dockerfile), silent)
 
 
+@pytest.mark.parametrize("backend", ["unsloth"])
+def test_the_image_of_another_backend_has_its_lock(modal: Modal, recipe: Recipe) -> None:
+    modal.provider.build(recipe, silent)
+    (definition,) = [b.definition for b in modal.server.images.builds.values() if b.definition.files]
+    assert "LOCK" not in "".join(instructions(definition.commands))
+    in_image = dict(copied(definition))
+    assert in_image["/opt/cloudft/images/unsloth-requirements.txt"].startswith(b"# Made by")
+    assert not [name for name in in_image if "/train-" in name]
+
+
 def test_what_a_project_adds_is_built_in(modal: Modal, tmp_path: Path) -> None:
     (tmp_path / "needs.txt").write_text("wordfreq\n")
     (tmp_path / "tools").mkdir()
@@ -134,7 +150,7 @@ def test_what_a_project_adds_is_built_in(modal: Modal, tmp_path: Path) -> None:
     with train_context() as plain:
         context = with_extras(plain, collect(tmp_path, ["needs.txt"], ["tools"]))
         path = context.folder / context.dockerfile
-        path.write_text(portable(path.read_text(), BASE))
+        path.write_text(portable(path.read_text(), BASE, context.args))
         modal.provider.build(Recipe(context.folder, context.dockerfile), silent)
     (definition,) = [b.definition for b in modal.server.images.builds.values() if b.definition.files]
     in_image = dict(copied(definition))

@@ -27,7 +27,7 @@ def test_a_spec_of_the_first_version_is_one_sft_stage_that_nothing_measures() ->
     old = RunSpec.model_validate_json(SPEC)
     (stage,) = old.stages
     assert (stage.kind, stage.method, stage.data, stage.packing) == ("sft", "lora", None, False)
-    assert (old.gate, old.data.validation, old.method) == (None, None, "lora")
+    assert (old.gate, old.data.validation, old.method, old.backend) == (None, None, "lora", "trl")
     assert [file.path for file in old.data_files()] == ["train.jsonl"]
     assert RunSpec.model_validate_json(old.canonical()) == old
 
@@ -52,6 +52,27 @@ def test_a_spec_of_the_first_version_is_one_sft_stage_that_nothing_measures() ->
 def test_what_does_not_fit_together_is_refused(stages: list[dict[str, Any]], what: str) -> None:
     with pytest.raises(ValidationError, match=what):
         spec(*stages)
+
+
+@pytest.mark.parametrize(
+    ("stage", "what"),
+    [
+        ({"method": "dora"}, "does not train dora"),
+        ({"method": "full", **NO_LORA}, "not method full"),
+        (DPO, "not dpo"),
+        ({"packing": True}, "does not pack"),
+    ],
+)
+def test_what_a_backend_cannot_train_is_in_no_spec(stage: dict[str, Any], what: str) -> None:
+    data = json.loads(SPEC)
+    (plain,) = data["stages"]
+    for backend in ("trl", "unsloth"):
+        asked = data | {"backend": backend, "stages": [plain | stage]}
+        if backend == "trl":
+            assert RunSpec.model_validate(asked).backend == "trl"
+        else:
+            with pytest.raises(ValidationError, match=what):
+                RunSpec.model_validate(asked)
 
 
 def test_stages_may_differ_in_all_that_is_their_own() -> None:

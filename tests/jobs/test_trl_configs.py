@@ -10,7 +10,7 @@ import pytest
 
 from jobs.hardware import Machine
 from jobs.spec import FileRef, Stage
-from jobs.trl_configs import trl_config
+from jobs.trl_configs import OLDER_NAMES, trl_config
 
 CPU = Machine(gpu=False, bf16=False)
 FILE = FileRef(path="x", sha256="a" * 64, bytes=1)
@@ -36,7 +36,9 @@ def made(machine: Machine = CPU, checkpointing: bool = False, **changes: Any) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing that is set is deprecated
         config = trl_config(Stage(**{**STAGE, **changes}), machine, 7, Path("/scratch"), checkpointing=checkpointing)
-    return vars(config)
+    found = vars(config)
+    # A generation that knows the older names only.
+    return {**{new: found[old] for new, old in OLDER_NAMES.items() if old in found}, **found}
 
 
 COMMON: dict[str, Any] = {

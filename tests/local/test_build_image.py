@@ -200,7 +200,26 @@ def test_an_image_that_is_out_of_date_is_noted(make: Make, small: Path, monkeypa
     assert check_image(project, other) is None
 
 
-def plain(tmp_path: Path, **keys: str) -> Project:
+def test_an_image_of_another_backend_is_refused_before_anything_is_rented(tmp_path: Path) -> None:
+    image = f"ghcr.io/me/train@{DIGEST}"
+    built = {"base": "b", "base_pinned": "b", "platform": "linux/amd64", "python": "3.11.0", "packages": {}}
+    project = plain(tmp_path, provider="runpod", image=image, train={"backend": "unsloth"})
+    config = load_config(project.config_file)
+    # Somebody else's: what is in it is not known here.
+    assert "cannot be told" in str(check_image(project, config))
+    for backend, other in (("trl", "unsloth"), ("unsloth", "trl")):
+        # A lock of an older cloudft says nothing of a backend: it was trl.
+        said = {"backend": backend} if backend == "unsloth" else {}
+        lock = {"image": image, "tag": "x:1", "content": "0" * 64, "contents": built | said}
+        (tmp_path / LOCK_NAME).write_text(json.dumps(lock))
+        train = config.train.model_copy(update={"backend": other})
+        with pytest.raises(ConfigError, match=f"built for backend {backend}, but train.backend is {other}") as caught:
+            check_image(project, config.model_copy(update={"train": train}))
+        assert "nothing was started" in caught.value.effect
+        assert "cloudft build" in caught.value.hint
+
+
+def plain(tmp_path: Path, **keys: object) -> Project:
     config = {"project": "t", "base": "org/m", "data": {"path": "d"}, "task": {"schema": "s"}, **keys}
     (tmp_path / "cloudft.yaml").write_text(yaml.safe_dump(config))
     return Project(tmp_path)

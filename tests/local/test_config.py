@@ -128,3 +128,28 @@ def test_a_judges_address_holds_no_secret(tmp_path: Path, url: str) -> None:
     found = load(tmp_path, yaml.safe_dump({**GOOD, "judge": {"url": "https://api.example/v1/", "model": "m"}})).judge
     assert found is not None
     assert found.url == "https://api.example/v1"
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ({"method": "dora"}, "does not train dora"),
+        ({"method": "full"}, "not method full"),
+        ({"stages": [{"kind": "sft"}, {"kind": "dpo", "data": "p.jsonl"}]}, "not dpo"),
+        ({"packing": True}, "does not pack"),
+        ({"stages": [{"kind": "cpt", "data": "t.txt", "packing": True}]}, "does not pack"),
+    ],
+)
+def test_what_unsloth_cannot_train_is_said_as_the_config_is_read(
+    tmp_path: Path, train: dict[str, object], says: str
+) -> None:
+    assert load(tmp_path, yaml.safe_dump(GOOD | {"train": train})).train.backend == "trl"
+    error = refusal(tmp_path, yaml.safe_dump(GOOD | {"train": train | {"backend": "unsloth"}}))
+    assert says in error.what
+    assert "backend trl does" in error.what
+    assert "nothing was started" in error.effect
+
+
+def test_the_schema_knows_the_backends() -> None:
+    properties = json_schema()["$defs"]["TrainConfig"]["properties"]
+    assert (properties["backend"]["enum"], properties["backend"]["default"]) == (["trl", "unsloth"], "trl")

@@ -245,3 +245,13 @@ def test_rows_a_step_that_were_set_and_cannot_be_shared_out_are_refused() -> Non
         resolve_stages(own, [StageFacts(800)], gpus=4)
     assert info.value.effect == "nothing was started"
     assert "a multiple of 4" in info.value.hint
+
+
+def test_unsloth_gets_no_packed_rows_but_as_many_steps() -> None:
+    train = {"stages": [{"kind": "cpt", "data": "x.txt"}], "backend": "unsloth"}
+    fact = StageFacts(800, 4000, 800 * 2000, FILE)
+    (stage,) = resolve_stages(TrainConfig.model_validate(train), [fact])
+    assert not stage.packing
+    assert stage.origins["packing"].startswith("backend unsloth")
+    rows = stage.max_steps * stage.batch_size * stage.gradient_accumulation
+    assert 800 <= rows < 800 + stage.batch_size * stage.gradient_accumulation

@@ -50,6 +50,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test of a GPU is skipped without one, in CI too: a machine with one is lent, never promised."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what is used."""
     used = set(getattr(item, "fixturenames", ()))
