@@ -51,9 +51,8 @@ def command(
     more: More,
 ) -> None:
     """Measure before and after on the hold-out, each model quantised and served alike."""
-    from local.evaluation.address import other_endpoint
-
     from local.config import load_config
+    from local.evaluation.address import other_endpoint
     from local.evaluation.evaluate import evaluate_run
     from local.evaluation.measuring import Settings
     from local.evaluation.task import read_task

@@ -102,7 +102,8 @@ def _judging(found: Judging) -> Extra:
         sentence=found.sentence,
         # A judge that no person has checked gets no badge: only its sentence, which says so.
         outcome=found.outcome if found.standing == "checked by a person" else None,
-        warnings=tuple(caveat.text for caveat in found.warnings),
+        # What the sentence says already is not said twice.
+        warnings=() if found.position.named else tuple(caveat.text for caveat in found.warnings),
         tables=(
             Table(f"Verdicts on {found.pairs} pairs, each asked twice", ("verdict", "pairs"), rows),
             Table("The judge", ("about", "value"), about),

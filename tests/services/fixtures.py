@@ -51,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test of a GPU is skipped without one, in CI too: a machine with one is lent, never promised."""
+    """A test of a GPU is skipped without one, in CI too, which has none."""
     if item.get_closest_marker("gpu") is None:
         return
     import torch

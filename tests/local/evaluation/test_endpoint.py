@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from local.evaluation.address import other_endpoint
 
 from cloudft.errors import CloudftError, ConfigError, DataError, UsageError
+from local.evaluation.address import other_endpoint
 from local.evaluation.endpoint import (
     LLAMA_CPP_SERVER,
     Client,
