@@ -78,14 +78,16 @@ def _scale(lora: Lora, adapter: Path, out: Path) -> list[float]:
 
     out.mkdir(parents=True)
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    alpha = config["lora_alpha"] if config["lora_alpha"] > 0 else 1
     tensors, sizes = {}, []
     for module, pair in lora.pairs.items():
         a, b, scale = lora.factors(module)
         # llama.cpp will multiply by alpha / rank of the layer; alpha is the one of all layers.
-        tensors[pair.a], tensors[pair.b] = a, (b * (scale * pair.rank / config["lora_alpha"])).contiguous()
-        sizes.append(_size(a, b) * scale)
+        tensors[pair.a], tensors[pair.b] = a, (b * (scale * pair.rank / alpha)).contiguous()
+        sizes.append(_size(a, b) * abs(scale))
     save_file(tensors, out / ADAPTER_WEIGHTS)
-    write_json(out / ADAPTER_CONFIG, config | {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}})
+    one: dict[str, Any] = {"lora_alpha": alpha, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    write_json(out / ADAPTER_CONFIG, config | one)
     return sizes
 
 

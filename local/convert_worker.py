@@ -5,6 +5,7 @@ Run as ``python -P convert_worker.py JOB_FILE``, with standard input held open b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> int:
         }
         tell(result=jobs[task["job"]](progress=progress, **task["arguments"]))
     except Exception as exc:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc()
         error = _translated(exc)
         # By the name of its nearest kind in the one tree of errors, which the parent knows.
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)

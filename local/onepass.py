@@ -174,7 +174,7 @@ def _plan(
     writer.add_file_type(ggml.ftype(kind))
     header = scratch / "plan.gguf"
     stored = {name: info.dtype for name, info in tensors.items()}
-    shapes = {name: info.shape for name, info in tensors.items()}
+    shapes = {name: _as_stored(info.shape) for name, info in tensors.items()}
     begin = Head(_without_words(writer), writer.arch, shapes, stored).write(header)
     os.truncate(header, begin + sum(-(-size(s, stored[n]) // 32) * 32 for n, s in shapes.items()))
     planned = ggml.plan_types(header, kind, importances)
@@ -192,6 +192,11 @@ def _plan(
     with target.part.open("wb") as out:
         out.truncate(end)
     return target
+
+
+def _as_stored(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A tensor's shape as ggml writes it: without the outer dimensions of one, such as a gate's one output has."""
+    return _as_stored(shape[1:]) if len(shape) > 1 and shape[0] == 1 else tuple(shape)
 
 
 def _without_words(writer: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def written(base: Path, adapter: Path, out: Path, toolchain: Toolchain) -> Path:
     [
         ("llama", {}),
         ("llama", {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"down_proj": 3, "k_proj": 64}}),
-        ("phi3", {"alpha_pattern": {"qkv_proj": 40}}),
+        ("phi3", {"lora_alpha": -16, "alpha_pattern": {"qkv_proj": 40}}),
     ],
 )
 def test_the_base_with_it_is_the_tuned_model(
