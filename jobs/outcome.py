@@ -107,6 +107,8 @@ class Outcome:
 
     def __post_init__(self) -> None:
         self._phase_began = time.monotonic()
+        # Whether what the last stage made was saved before it was measured; none of anybody's business but the saving.
+        self.candidate = False
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -46,7 +46,7 @@ class Reports:
         self.files = {name: self.out / name for name in (names.METRICS, names.AUDIT)} | {names.LOG: log}
         self.gpu = GpuWatch()
         self._sent: dict[str, tuple[int, int]] = {}
-        self._tracking_tried = False
+        self._tracking_tried = self._ended = False
         # One for each object: an older state of it must not be written over a newer one.
         self._sending = {name: threading.Lock() for name in (*self.files, names.TRACKING, names.HEARTBEAT)}
 
@@ -59,17 +59,27 @@ class Reports:
 
     def send_files(self) -> None:
         """What the trainer left beside its result, at the same time; what is in the store already not again."""
-        side_by_side([*self._grown(), self._send_tracking], AT_ONCE)
+        self._quietly([*self._grown(), self._send_tracking])
 
     def send_last(self) -> None:
         """The last words. They wait for no driver."""
-        side_by_side([*self._grown(), lambda: self._send_heartbeat(final=True)], AT_ONCE)
+        self._quietly([*self._grown(), lambda: self._send_heartbeat(final=True)])
+
+    def _quietly(self, calls: Sequence[Callable[[], None]]) -> None:
+        """What goes home with the result, and the outcome, must not fail for a report."""
+        try:
+            side_by_side(calls, AT_ONCE)
+        except Exception as exc:
+            self.say(f"a report could not be made: {type(exc).__name__}: {exc}")
 
     def _grown(self) -> list[Callable[[], None]]:
         return [partial(self._send_if_grown, name) for name in self.files]
 
     def _send_heartbeat(self, final: bool) -> None:
         with self._sending[names.HEARTBEAT], contextlib.suppress(transfer.TransferError):
+            if self._ended:
+                return
+            self._ended = final
             lines = read_lines(self.out / names.METRICS)
             beat = {
                 "at": time.time(),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import ranks, sharding
 from jobs.checkpoints import ADAPTER_FILES, MODEL_INDEX, REJECTED, TEMPLATE, TOKENIZER_FILES, weight_files
+from jobs.delivery import CANDIDATE, RESULT
 from jobs.spec import Base
 from jobs.transfer import sha256_files
 
@@ -47,6 +48,19 @@ def save_result(tuned: Tuned, target: Path, rejected: Path) -> str:
             with path.open("rb") as written:
                 os.fsync(written.fileno())
     part.rename(target)
+    return sha256_files(weight_files(target))
+
+
+def final_result(tuned: Tuned, out: Path, rejected: Path, *, saved: bool, kept: bool) -> str:
+    """The result in its place: the candidate if it was ``saved`` and ``kept``, else as ``save_result``; its sha256."""
+    candidate, target = out / CANDIDATE, out / RESULT
+    if not (saved and kept):
+        if ranks.first():
+            shutil.rmtree(candidate, ignore_errors=True)
+        return save_result(tuned, target, rejected)
+    if not ranks.first():
+        return ""
+    candidate.rename(target)
     return sha256_files(weight_files(target))
 
 

@@ -14,6 +14,7 @@ from jobs import checkpoints, ranks
 from jobs.best import Best
 from jobs.checkpoints import Checkpoint
 from jobs.course import Course
+from jobs.delivery import CANDIDATE
 from jobs.evaluating import Plan, mean_tokens, plan
 from jobs.gate import Broken, Measured, Meter, said, worse
 from jobs.hardware import Machine, choose_checkpointing
@@ -21,7 +22,7 @@ from jobs.model import Tuned
 from jobs.outcome import Outcome, StageOutcome, TrainError
 from jobs.progress import START, Progress, stage_name
 from jobs.runlog import log, say
-from jobs.saving import keep_rejected, write_result
+from jobs.saving import keep_rejected, save_result, write_result
 from jobs.spec import RunSpec, Stage
 from jobs.stage_data import StageData
 from jobs.tracking import tracking_callbacks
@@ -111,7 +112,11 @@ def run_stage(
     with outcome.phase("train"):
         train_stage(run, tuned, data, progress, start, resume, result, outcome)
 
-    # 3. The gate.
+    # 3. The gate. What it most likely keeps is sent meanwhile (``jobs.delivery``).
+    if before and result.whole and progress.stage == len(data) - 1:
+        with outcome.phase("save"):
+            save_result(tuned, run.work / "out" / CANDIDATE, run.rejected)
+        outcome.candidate = True
     with outcome.phase("measure"):
         after = _judge(meter, before, stage, result)
     ranks.wait()

@@ -28,9 +28,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import checkpoints, child, fetching, pieces, ready, teardown, transfer
+from jobs import checkpoints, child, fetching, ready, teardown, transfer
 from jobs import ticket as names
-from jobs.bundle import Bundle, pack
+from jobs.delivery import Delivered, Delivery
 from jobs.keeper import Keeper
 from jobs.lifecycle import (
     TAKEN,
@@ -72,8 +72,8 @@ class Supervisor:
         self.work = work
         self.ticket: Ticket | None = None
         self.child: subprocess.Popen[bytes] | None = None
-        self.bundle: Bundle | None = None
-        self.pieces: list[str] = []
+        self.delivery: Delivery | None = None
+        self.delivered: Delivered | None = None
         self.keeper: Keeper | None = None
         self.reports: Reports | None = None
         self.events: queue.Queue[Event] = queue.Queue()
@@ -159,6 +159,8 @@ class Supervisor:
             return Failed(f"cannot read the ticket: {exc}")
         self.ticket = ticket
         self.keeper = Keeper(ticket.outputs, self.work, self.say, ticket.piece_bytes)
+        tar = self.work / names.ADAPTER
+        self.delivery = Delivery(ticket.outputs, self.out, tar, ticket.piece_bytes, self.say)
         self.reports = Reports(ticket.outputs, self.work, self.log_path, self.say, self._told)
         (self.work / "spec.json").write_text(json.dumps(ticket.spec), encoding="utf-8")
         self.say(f"run {ticket.run_id}, attempt {ticket.attempt}, deadline {_utc(self.state.deadline)}")
@@ -179,6 +181,7 @@ class Supervisor:
         except transfer.TransferError as exc:
             return Failed(str(exc), during=Phase.FETCH)
         self._in_thread(self._keep_for_ever)
+        self._in_thread(self._send_early)
         return InputsFetched()
 
     def _fetching(self) -> bool:
@@ -197,18 +200,24 @@ class Supervisor:
         # Once training ends, the adapter has the line for itself.
         self.keeper.keep_beside(lambda: self.state.phase in (Phase.TRAIN, Phase.LEAVING), self._done)
 
+    def _send_early(self) -> None:
+        assert self.delivery is not None
+        active = (Phase.TRAIN, Phase.STOPPING, Phase.UPLOAD)
+        self.delivery.send_early(lambda: self.state.phase in active, self._done)
+
     def _keep(self) -> None:
         self.phases.end(Phase.STOPPING, time.time())
         self._in_thread(self._keep_last)
 
     def _keep_last(self) -> Event:
         """On a machine that is taken away: its last checkpoint, and why it ended."""
+        assert self.reports is not None
         assert self.keeper is not None
         try:
             self.keeper.keep(until=min(time.time() + LEAVING_PATIENCE, self.state.deadline))
         except (transfer.TransferError, OSError, ValueError) as exc:
             self.say(f"the store did not take the last checkpoint: {exc}")
-        self._send_last()
+        self.reports.send_last()
         return Kept()
 
     def _start_child(self) -> None:
@@ -260,34 +269,31 @@ class Supervisor:
                 os.killpg(self.child.pid, number) if number == signal.SIGKILL else self.child.send_signal(number)
 
     def _upload(self) -> Event:
-        assert self.ticket is not None
+        assert self.reports is not None
+        assert self.delivery is not None
         assert self.keeper is not None
         if self.child is not None:
             self.child.wait()  # one that was killed has ended, or does so at once
         self.keeper.rescue(self.out / "adapter")
         # Beside the adapter, unless that needs the line for itself.
         if time.time() < self.state.soft_deadline:
-            self._in_thread(self._send_files)
-        bundle = pack(self.out / "adapter", self.work / names.ADAPTER)
-        ticket = self.ticket
+            self._in_thread(self.reports.send_files)
         try:
-            self.pieces = self._until_deadline(
-                pieces.send, ticket.outputs, names.ADAPTER, bundle.path, ticket.piece_bytes
-            )
+            self.delivered = self.delivery.send(until=self.state.deadline)
         except transfer.TransferError as exc:
             return Failed(f"the adapter was trained, but the store did not take it: {exc}")
-        self.bundle = bundle
         return Uploaded()
 
     def _record(self) -> Event:
         """Log and metrics, then the outcome, then, for a run that has an adapter, the result: it alone is success."""
+        assert self.reports is not None
         assert self.ticket is not None
         ticket = self.ticket
-        self._send_files()
-        self._send_last()
+        self.reports.send_files()
+        self.reports.send_last()
         outcome = json.dumps(self._outcome(), indent=1).encode()
         urls = [ticket.outputs[names.OUTCOME].put]
-        if self.bundle is not None:
+        if self.delivered is not None:
             urls.append(ticket.outputs[names.RESULT].put)
         try:
             for url in urls:
@@ -300,16 +306,7 @@ class Supervisor:
         assert self.ticket is not None
         report = child.read_report(self.out / child.REPORT)
         rescued = self.keeper.rescued_step if self.keeper else None
-        artifacts = {}
-        if self.bundle is not None:
-            artifacts["adapter"] = {
-                "key": names.ADAPTER,
-                "pieces": self.pieces,
-                "piece_bytes": self.ticket.piece_bytes,
-                "sha256": self.bundle.sha256,
-                "bytes": self.bundle.bytes,
-                "files": self.bundle.files,
-            }
+        artifacts = {"adapter": self.delivered.artifact()} if self.delivered else {}
         return {
             "schema_version": names.SCHEMA_VERSION,
             "run_id": self.ticket.run_id,
@@ -341,21 +338,6 @@ class Supervisor:
             except Exception as exc:
                 self.say(f"a report could not be made: {type(exc).__name__}: {exc}")
             self._done.wait(self.ticket.heartbeat_every)
-
-    def _send_files(self) -> None:
-        assert self.reports is not None
-        self._quietly(self.reports.send_files)
-
-    def _send_last(self) -> None:
-        assert self.reports is not None
-        self._quietly(self.reports.send_last)
-
-    def _quietly(self, report: Callable[[], None]) -> None:
-        """What goes home with the adapter, and the outcome, must not fail for a report."""
-        try:
-            report()
-        except Exception as exc:
-            self.say(f"a report could not be made: {type(exc).__name__}: {exc}")
 
     def _told(self) -> dict[str, Any]:
         """What the heartbeat says of this machine."""

@@ -39,6 +39,7 @@ from pydantic import ValidationError
 
 from jobs import ranks, ready, tracking, unsloth_backend
 from jobs.audit import Reader, audit_inputs
+from jobs.delivery import CANDIDATE, RESULT
 from jobs.environment import STOP_FILE, StopFlag, end_process, end_with_parent, log_versions, set_environment
 from jobs.gate import Broken, Meter
 from jobs.hardware import warm_up
@@ -46,7 +47,7 @@ from jobs.model import load_tuned
 from jobs.outcome import LESS_RATE, Outcome, StageOutcome, StoppedEarly, TrainError, cause, explain
 from jobs.progress import START, Progress, find_checkpoint, take_up
 from jobs.runlog import log, say
-from jobs.saving import save_result
+from jobs.saving import final_result
 from jobs.spec import RunSpec
 from jobs.stage_data import stage_data
 from jobs.stages import Pace, Run, planned, run_stage
@@ -138,7 +139,9 @@ def train(work: Path, stop: StopFlag, outcome: Outcome, pace: Pace, until: float
 
     # 5. Save, and only then call it done.
     with outcome.phase("save"):
-        outcome.adapter_sha256 = save_result(tuned, work / "out" / "adapter", run.rejected)
+        outcome.adapter_sha256 = final_result(
+            tuned, work / "out", run.rejected, saved=outcome.candidate, kept=outcome.stages[-1].kept
+        )
     outcome.adapter_step = adapter_step(outcome.stages)
     stopped = not outcome.stages[-1].whole or len(outcome.stages) < len(spec.stages)
     outcome.status = "stopped" if stopped else "completed"
@@ -162,7 +165,7 @@ def begin(spec: RunSpec, work: Path, stop: StopFlag, wait: bool) -> float:
     ended = time.time()
     if not wait:
         return ended - began
-    say(f"libraries and device took {ended - began:.1f} s")
+    say(f"libraries and device took {ended - began:.1f} s, with {time.process_time():.1f} s of a processor's time")
     here = ready.wait(work, stop.asked)
     # All ranks, or none: one that was told to stop leaves no other alone.
     stop.check()
@@ -212,7 +215,7 @@ def fresh(out: Path) -> None:
         return
     for name in ("metrics.jsonl", "trainer.json"):
         (out / name).unlink(missing_ok=True)
-    for folder in (out / "adapter", out.parent / "rejected"):
+    for folder in (out / RESULT, out / CANDIDATE, out.parent / "rejected"):
         shutil.rmtree(folder, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, and show what must hold without any timing: memory, bytes written, tokens counted alike."""
+"""The benchmarks run, and show what must hold without any timing: memory, bytes written, what is counted how."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import train
+from benchmarks import startup, train
 from benchmarks.random_models import SHAPES, config_of, make_rows
 from tests.conftest import REPO
 from tests.local.quantize_fixtures import make_tokenizer
@@ -122,3 +122,16 @@ def test_a_wrong_option_is_said_before_anything_is_made(wrong: str, capsys: pyte
     with pytest.raises(SystemExit):
         train.parse(wrong.split())
     assert wrong in capsys.readouterr().err
+
+
+def test_start_and_end_are_what_is_left_beyond_download_and_upload() -> None:
+    phases = {"boot and pull": 9.0, "download": 30.0, "start-up": 9.0, "train": 60.0, "upload": 7.0, "teardown": 2.0}
+    receipt = {"to_first_step": 39.0, "after_last_step": 11.0, "phases": phases}
+    slow = {**receipt, "to_first_step": 46.0, "after_last_step": 14.0}
+    found = startup.around(receipt)
+    assert (found["start"], found["end"]) == (9.0, 4.0)
+    table = startup.show([(0.5, receipt), (7.0, slow)])
+    assert "| 0.5 | 39.0 | 30.0 | 9.0 | 11.0 | 7.0 | 4.0 | boot and pull 9.0, download 30.0" in table
+    assert "start: 16.0 s at most, beyond the target of 15 s" in table
+    assert "end: 7.0 s at most, beyond the target of 5 s" in table
+    assert "start: 9.0 s at most, within" in startup.show([(0.5, receipt)])

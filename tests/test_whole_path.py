@@ -202,7 +202,14 @@ def test_in_containers_with_a_bucket(
         "store": {"url": f"s3://{s3_server.create_bucket()}/cloudft", "endpoint_url": s3_server.endpoint},
     }
     project.config_file.write_text(yaml.safe_dump(config))
-    assert cloudft(project, "submit")["status"] == "completed"
+    ended = cloudft(project, "submit")
+    assert ended["status"] == "completed"
+    receipt = ended["attempts"][0]["receipt"]
+    assert sum(receipt["phases"].values()) == pytest.approx(receipt["seconds"])
+    # Download, imports and first measurement lie before the first step, upload and teardown behind the last.
+    assert receipt["to_first_step"] >= receipt["phases"]["download"]
+    assert receipt["after_last_step"] >= receipt["phases"]["upload"]
+    assert receipt["to_first_step"] + receipt["after_last_step"] < receipt["seconds"]
     cloudft(project, "pull")
     cloudft(project, "quantize")
     assert_better(project, cloudft(project, "eval"))

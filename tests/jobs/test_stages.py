@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from jobs import train
 from jobs.checkpoints import FOLDER, sealed
+from jobs.delivery import CANDIDATE, RESULT
+from jobs.outcome import Outcome
 from jobs.spec import Gate
 from jobs.stages import Pace
 from local.demo_tickets import SCHEMA, Ticket, generic_chats, tickets
-from tests.jobs.train_fixtures import FULL, Rows, demo_base, make_stages, metrics, train_here
+from tests.jobs.train_fixtures import FULL, Rows, StopAfter, demo_base, make_stages, metrics, train_here
 
 __all__ = ["demo_base"]  # fixture
 
@@ -122,6 +125,36 @@ def test_a_stage_that_makes_things_worse_is_kept_out(demo_base: Path, tmp_path: 
     # What was trained is not lost.
     assert found["rejected/2-dpo/adapter_model.safetensors"] != found["adapter_model.safetensors"]
     assert "rejected/2-dpo/adapter_config.json" in found
+    assert not (both / "out" / CANDIDATE).exists()
+
+
+class Watching(StopAfter):
+    """Notes at each look of the gate which folders there are."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(1_000_000)
+        self.out, self.seen = out, list[tuple[bool, bool]]()
+
+    def asked(self) -> bool:
+        self.seen.append(((self.out / CANDIDATE).is_dir(), (self.out / RESULT).is_dir()))
+        return super().asked()
+
+
+@pytest.mark.train
+def test_what_is_measured_last_is_saved_before(demo_base: Path, tmp_path: Path) -> None:
+    short = {**SFT, "max_steps": 3}
+    work = make_stages(tmp_path / "work", demo_base, [short], gate=GATE, train=TRAIN[:40], validation=VALIDATION)
+    out, outcome = work / "out", Outcome()
+    watching = Watching(out)
+    train.fresh(out)
+    train.train(work, watching, outcome, Pace(1e9, 1e9), None)
+    assert outcome.stages[0].kept
+    # First while the gate measures what there was before, and in the training; then while it measures what came of it.
+    began = watching.seen.index((True, False))
+    assert set(watching.seen[:began]) == {(False, False)}
+    assert set(watching.seen[began:]) == {(True, False)}
+    assert len(watching.seen) - began >= 2
+    assert [path.name for path in out.iterdir() if path.is_dir()] == [RESULT]
 
 
 @pytest.mark.train
