@@ -110,6 +110,18 @@ class _Resumable(FitsMemory, Evaluates):
         self.keeping, self.course, self.work, self.held = keeping, keeping.course, work, held
         super().__init__(**settings)
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Counts the tokens where the trainer below does not, as those that Unsloth rewrites."""
+        known, mask = self._total_train_tokens, inputs.get("attention_mask")
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training and self._total_train_tokens == known and mask is not None:
+            self._total_train_tokens += int(mask.sum())
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        told = {"num_tokens": self._total_train_tokens} if "loss" in logs else {}
+        super().log({**told, **logs}, *args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self.keeping.write(Path(output_dir or self.args.output_dir))
 

@@ -154,26 +154,28 @@ print(json.dumps({n: [list(inspect.signature(getattr(F, n)).parameters), any(p.k
 """
 
 
-def signatures(path: str, **env: str) -> dict[str, tuple[list[str], bool]]:
+def signatures(cwd: Path, path: str, **env: str) -> dict[str, tuple[list[str], bool]]:
     command = [sys.executable, "-P", "-c", ASK, *NAMES]
-    done = subprocess.run(command, env={"PYTHONPATH": path, "HOME": "/tmp", **env}, capture_output=True, text=True)
+    # Elsewhere: as it is imported Unsloth writes code into the working folder.
+    env = {"PYTHONPATH": path, "HOME": str(cwd), **env}
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, tuple[list[str], bool]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @installed
-def test_the_stand_in_takes_nothing_that_unsloth_does_not() -> None:
-    ours = signatures(str(STAND_IN))
+def test_the_stand_in_takes_nothing_that_unsloth_does_not(tmp_path: Path) -> None:
+    ours = signatures(tmp_path, str(STAND_IN))
     # So it can be imported where there is no GPU; what it then knows of its models is the same.
-    real = signatures("", UNSLOTH_ALLOW_CPU="1")
+    real = signatures(tmp_path, "", UNSLOTH_ALLOW_CPU="1")
     for name in NAMES:
         assert set(ours[name][0]) <= set(real[name][0]), name
 
 
-def test_the_seam_says_nothing_that_the_stand_in_does_not_take() -> None:
+def test_the_seam_says_nothing_that_the_stand_in_does_not_take(tmp_path: Path) -> None:
     """It has no catch-all, so that a run through it proves each argument."""
-    assert not any(everything for _, everything in signatures(str(STAND_IN)).values())
+    assert not any(everything for _, everything in signatures(tmp_path, str(STAND_IN)).values())
 
 
 def real_run(base: Path, work: Path, method: str) -> None:
