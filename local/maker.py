@@ -48,7 +48,8 @@ class Plan:
     """What is to be built, and where.
 
     ``kinds`` are the types asked for; ``roots`` (type → folder) has those that may take their place as well. Without
-    ``trained`` it is ``base`` as it is. ``again`` is the command that was typed, for hints.
+    ``trained`` it is ``base`` as it is. ``again`` is the command that was typed, for hints. ``imatrix``: the run whose
+    training rows say which weights matter; None: all alike.
     """
 
     base: Base
@@ -58,7 +59,7 @@ class Plan:
     template: str | None
     again: str = "cloudft quantize"
     trained: Trained | None = None
-    imatrix: bool = False
+    imatrix: RunFolder | None = None
     max_kl: float | None = None
     step_up: bool = False
 
@@ -173,7 +174,7 @@ def _build(
             "steps": steps,
             "name": plan.name,
             "samples": _samples(plan.trained.run) if plan.trained else [],
-            "imatrix": _training_rows(plan.trained.run) if plan.trained and plan.imatrix else None,
+            "imatrix": _training_rows(plan.imatrix) if plan.imatrix else None,
             "max_kl": plan.max_kl,
             "again": plan.again,
         },
@@ -197,7 +198,7 @@ def _put_in_place(plan: Plan, kind: str, made: Path, found: dict[str, Any], scra
         spec_sha256=plan.trained.spec.sha256() if plan.trained else None,
         type=kind,
         merge=found["merge"],
-        imatrix=plan.imatrix,
+        imatrix=plan.imatrix is not None,
         gguf_sha256=sha256_file(made / MODEL),
         gguf_bytes=(made / MODEL).stat().st_size,
         llama_cpp_python=VERSION,

@@ -120,7 +120,7 @@ def _run_plan(
         template=trained.template,
         again=again,
         trained=trained,
-        imatrix=imatrix,
+        imatrix=run if imatrix else None,
         max_kl=max_kl,
         step_up=step_up,
     )
@@ -221,10 +221,14 @@ def quantized_base(
     progress: Progress,
     template: str | None = None,
     folder: str = BASES,
+    imatrix: RunFolder | None = None,
+    max_kl: float | None = None,
 ) -> Path:
     """The base as it is, quantised like a version: the "before" of an evaluation. Cached in ``models/bases``.
 
     Args:
+        imatrix: the run whose training rows say which weights matter; None: all alike.
+        max_kl: as the version was allowed to lose; None: what its type may.
         template: the chat template that the file must carry, so that before and after see the same prompt;
             None: the base's own.
         folder: of ``models`` to keep it in.
@@ -240,8 +244,11 @@ def quantized_base(
     name = f"{base.revision[:16]}-{kind.lower()}"
     if template is not None:
         name += "-" + hashlib.sha256(template.encode()).hexdigest()[:8]
+    if imatrix is not None:
+        name += f"-imatrix-{imatrix.run_id}"
     root = project.models / folder / name
-    (made,) = make_all(Plan(base, [kind], {kind: root}, name, template), project, progress)
+    plan = Plan(base, [kind], {kind: root}, name, template, imatrix=imatrix, max_kl=max_kl)
+    (made,) = make_all(plan, project, progress)
     return made.root / MODEL
 
 

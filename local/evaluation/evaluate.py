@@ -140,11 +140,18 @@ def _check(settings: Settings) -> None:
 
 
 def base_target(project: Project, run: RunFolder, version: Version, progress: Progress) -> Target:
-    """The base as it is, quantised like the tuned model."""
+    """The base as it is, quantised like the tuned model: same type, imatrix of the same rows, same allowance."""
     from local.quantize import quantized_base
 
-    base = read_spec(run).base
-    gguf = quantized_base(project, base, type=version.manifest.type, progress=progress)
+    base, manifest = read_spec(run).base, version.manifest
+    gguf = quantized_base(
+        project,
+        base,
+        type=manifest.type,
+        progress=progress,
+        imatrix=run if manifest.imatrix else None,
+        max_kl=manifest.verification.kl_limit,
+    )
     trained = version.root / TEMPLATE
     template = trained.read_text(encoding="utf-8") if trained.is_file() else None
     return Target("before", f"{base.id}, {version.manifest.type}", gguf, template)

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from cloudft.errors import Busy, CloudftError, EnvironmentProblem, IntegrityError, NotFound, UsageError, VerifyError
 from jobs.spec import Base
+from local.evaluation.evaluate import base_target
 from local.files import sha256_file
 from local.maker import _samples
 from local.project import Project, RunFolder
@@ -32,7 +33,7 @@ from local.quantize import (
     quantize_types,
     quantized_base,
 )
-from local.versions import current, list_versions
+from local.versions import MANIFEST, Manifest, current, list_versions
 from tests.local.models import make_lora
 from tests.local.quantize_fixtures import (
     ROWS,
@@ -554,6 +555,17 @@ def test_a_type_that_needs_importances_is_refused_at_once(made: tuple[Project, R
     with pytest.raises(UsageError, match="--model has none"):
         quantize_model(project, project.root / "base", ["IQ2_XS"], progress=no_progress)
     assert not project.models.exists()
+
+
+def test_the_base_is_quantised_as_the_version_that_it_is_compared_with(made: tuple[Project, RunFolder]) -> None:
+    project, run = made
+    (version,) = quantize_types(project, run, ["IQ2_XS"], imatrix=True, max_kl=50.0, progress=no_progress)
+    target = base_target(project, run, version, no_progress)
+    assert target.gguf is not None
+    base = Manifest.model_validate_json((target.gguf.parent / MANIFEST).read_bytes())
+    assert (base.type, base.imatrix, base.verification.kl_limit) == ("IQ2_XS", True, 50.0)
+    assert base.verification.tensor_types == version.manifest.verification.tensor_types
+    assert base.gguf_sha256 != version.manifest.gguf_sha256
 
 
 def test_a_whole_model_becomes_a_version(made: tuple[Project, RunFolder]) -> None:
