@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import signal
@@ -44,10 +45,11 @@ class SlowStore:
             def do_GET(self) -> None:
                 store.asked += 1
                 store.go.wait()
-                self.send_response(store.status)
-                self.send_header("Content-Length", str(len(CONTENT)))
-                self.end_headers()
-                self.wfile.write(CONTENT)
+                with contextlib.suppress(OSError):  # whoever asked has been killed
+                    self.send_response(store.status)
+                    self.send_header("Content-Length", str(len(CONTENT)))
+                    self.end_headers()
+                    self.wfile.write(CONTENT)
 
             def log_message(self, *_: object) -> None:
                 pass
