@@ -108,8 +108,10 @@ def estimated(size: str, stage: Any, tokens: list[int], card: str, checkpointing
     }
 
 
-def range_of(least: float, most: float, unit: float = 1.0) -> str:
-    return f"{least / unit:,.4g} to {most / unit:,.4g}"
+def range_of(least: float, most: float) -> str:
+    """Tokens a second are whole, gigabytes have a digit."""
+    least, most, form = (least / 1e9, most / 1e9, ".1f") if most > 1e8 else (least, most, ",.0f")
+    return f"{least:{form}} to {most:{form}}"
 
 
 # ---------------------------------------------------------------- one size and method
@@ -178,6 +180,7 @@ def measures(gpu: bool) -> dict[str, tuple[Callable[[Result], float], str]]:
         "in the loss /s": (lambda r: r["trained"] / r["seconds"], ",.0f"),
         "s to the first step": (lambda r: r["before"], ".0f"),
         "s in all": (lambda r: r["wall"], ".0f"),
+        "CPU s in all": (lambda r: r["cpu"], ".0f"),
         "GB on the card" if gpu else "peak anonymous MB": (
             lambda r: r["on card"] / 1e9 if gpu else r["anonymous"] / 1e6,
             ",.1f" if gpu else ",.0f",
@@ -225,7 +228,7 @@ def calibration(result: dict[str, Any]) -> list[str]:
         f"| {estimate['card']}, {result['size']} {result['method']} | estimate | measured | measured / middle |",
         "|---|---|---|---|",
         f"| tokens/s | {range_of(*estimate['tokens/s'])} | {', '.join(f'{s:,.0f}' for s in speeds)} | {of_speed} |",
-        f"| GB on the card | {range_of(*estimate['bytes'], 1e9)} | "
+        f"| GB on the card | {range_of(*estimate['bytes'])} | "
         f"{', '.join(f'{p / 1e9:.1f}' for p in peaks)} | {of_peak} |",
     ]
 
@@ -243,7 +246,7 @@ def show_estimates(args: argparse.Namespace, tokens: list[int]) -> list[str]:
             if told is None:
                 raise SystemExit(f"--estimate {args.estimate}: no GPU of that name is known")
             fits = "" if told["bytes"][0] <= told["card bytes"] else "too small"
-            cells = range_of(*told["tokens/s"]), range_of(*told["bytes"], 1e9), fits
+            cells = range_of(*told["tokens/s"]), range_of(*told["bytes"]), fits
             lines.append(f"| {size} {method} | {' | '.join(cells)} |")
     return lines
 
