@@ -74,6 +74,20 @@ def in_pieces(rows: Sequence[Any], pieces: int) -> list[list[Any]]:
     return [list(rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
+def by_length(batches: Sequence[Sequence[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The rows of a step in as many batches of the same size, the longest together: so there is less padding.
+
+    The longest come first, where too little memory costs the least.
+    """
+
+    def tokens(row: dict[str, Any]) -> int:
+        return sum(len(column) for column in row.values() if isinstance(column, Sequence))
+
+    rows = sorted((row for batch in batches for row in batch), key=tokens, reverse=True)
+    size = len(batches[0])
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
 class FitsMemory(Trainer):  # type: ignore[misc]  # the library has no types
     """Computes each micro-batch in ``course.pieces`` parts, and makes them smaller when memory runs out.
 
@@ -94,7 +108,12 @@ class FitsMemory(Trainer):  # type: ignore[misc]  # the library has no types
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         self._begun = None  # the batches of a new step
-        return super().get_batch_samples(*args, **kwargs)
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        rows = [batch[KEY].rows for batch in batches]
+        if len(batches) > 1 and len({len(each) for each in rows}) == 1:
+            # They are computed apart and added up: which of them lie together is free.
+            batches = [self.data_collator(each) for each in by_length(rows)]
+        return batches, items
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         rows: list[Any] = inputs.pop(KEY).rows

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.checkpoints import FOLDER, WEIGHTS, result_of, result_step, sealed
+from jobs.checkpoints import FOLDER, WEIGHTS, result_of, result_step, seal, sealed
 from tests.jobs.forked import Training, run_all
 from tests.jobs.guided_fixtures import HELD, guided_work
 from tests.jobs.train_fixtures import FULL, demo_base, metrics, outcome
 from tests.jobs.train_fixtures import SETTINGS as DEMO
 
 __all__ = ["demo_base"]  # fixture
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
 
 # Two micro-batches a step, and dropout, which draws from the random state.
 SETTINGS: dict[str, Any] = {"max_steps": 20, "batch_size": 4, "gradient_accumulation": 2, "warmup": 0.1}
@@ -49,6 +50,7 @@ def runs(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     add("forward", hook="short_of_memory_forward", lora_dropout=0.1)
     add("backward", hook="short_of_memory_backward", lora_dropout=0.1)
     add("roomy", lora_dropout=0.0)
+    add("at once", held=0, lora_dropout=0.0, batch_size=8, gradient_accumulation=1)
     add("tight", hook="short_of_memory_forward", lora_dropout=0.0)
     add("too tight", hook="no_memory")
     add("early", max_steps=60, patience=1, rows=_wrong_answers())
@@ -116,15 +118,18 @@ def test_the_best_of_a_full_fine_tune_is_in_its_checkpoints_as_it_goes_home(
     home = (work / "out" / "adapter" / "model.safetensors").read_bytes()
     assert stage["best_step"] == 20
     assert (work / "best" / "model.safetensors").read_bytes() == home
-    # What the supervisor takes of a trainer that was killed before: the best by then, whole, as a 16-bit model.
-    newest = sealed(work / FOLDER)[0]
-    best = min((line for line in evaluations(work) if 0 < line["step"] <= newest.step), key=lambda e: e["eval_loss"])
-    assert result_step(newest) == best["step"] < 20
-    result_of(newest, tmp_path / "taken")
+    # A checkpoint that was made now would hold it, and the supervisor of a trainer that is killed takes it from there.
+    now = tmp_path / "checkpoint-20"
+    shutil.copytree(sealed(work / FOLDER)[0].path, now)
+    shutil.copytree(work / "best", now / "best", dirs_exist_ok=True)
+    seal(now, 20, "", at=0)
+    (checkpoint,) = sealed(tmp_path)
+    assert result_step(checkpoint) == 20
+    result_of(checkpoint, tmp_path / "taken")
     assert {path.name for path in (tmp_path / "taken").iterdir()} == {
-        p.name for p in (work / "out" / "adapter").iterdir()
+        path.name for path in (work / "out" / "adapter").iterdir()
     }
-    assert len((tmp_path / "taken" / "model.safetensors").read_bytes()) == len(home)
+    assert (tmp_path / "taken" / "model.safetensors").read_bytes() == home
 
 
 def test_memory_that_runs_out_costs_nothing_but_time(runs: dict[str, tuple[Training, int]]) -> None:
@@ -139,6 +144,23 @@ def test_memory_that_runs_out_costs_nothing_but_time(runs: dict[str, tuple[Train
     for name in ("step", "tokens", "learning_rate", "epoch"):
         assert [line[name] for line in steps(tight)] == [line[name] for line in steps(roomy)]
     losses = [[line["loss"] for line in steps(work)] for work in (tight, roomy)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_rows_of_a_length_lie_together_and_a_step_stays_what_it_is(runs: dict[str, tuple[Training, int]]) -> None:
+    from jobs.memory import by_length  # takes the libraries' seconds
+
+    draw = random.Random(1)
+    rows = [{"input_ids": list(range(n)), "labels": list(range(n))} for n in draw.sample(range(1, 200), 12)]
+    batches = [rows[at : at + 4] for at in range(0, 12, 4)]
+    found = by_length(batches)
+    assert sorted(row["input_ids"] for batch in found for row in batch) == sorted(row["input_ids"] for row in rows)
+    assert [len(batch) for batch in found] == [4, 4, 4]
+    tall = [[max(len(row["labels"]) for row in batch) for batch in each] for each in (found, batches)]
+    assert sum(tall[0]) < sum(tall[1])
+    assert tall[0] == sorted(tall[0], reverse=True)
+    # Two batches of four, and all eight at once: the same gradients but for the last bits.
+    losses = [[line["loss"] for line in steps(work_of(runs, name))] for name in ("roomy", "at once")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
