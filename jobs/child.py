@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -62,15 +63,25 @@ def ended(code: int, out: Path, gpus: int) -> End:
     # A launcher ends with 1 whatever happened; and a rank that only says that another is gone says nothing.
     telling = [r for r in reports if r.get("status") == "failed" and r.get("cause") != "peer"]
     killed = code < 0 if gpus == 1 else not telling
-    how = f"signal {-code}" if code < 0 else "one of its processes was killed" if killed else f"exit code {code}"
     reason = str(telling[0]["reason"]) if telling else reason if gpus == 1 else ""
     return End(
         report,
-        reason or f"the trainer ended with {how}; see the log",
+        reason or _how(code, killed),
         killed=killed,
         again=any(r.get("cause") == "memory" for r in telling),
         final=any(r.get("cause") == "diverged" for r in telling),
     )
+
+
+def _how(code: int, killed: bool) -> str:
+    """The end of a trainer that said nothing of it."""
+    if code == -signal.SIGKILL:
+        return "the trainer was killed (signal 9), as by a system that is short of memory"
+    if code < 0:
+        return f"the trainer ended with signal {-code}; see the log"
+    if killed:
+        return "one of the trainer's processes was killed, as by a system that is short of memory; see the log"
+    return f"the trainer ended with exit code {code}; see the log"
 
 
 def forget_reports(out: Path) -> None:

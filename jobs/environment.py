@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ PR_SET_PDEATHSIG = 1
 SMALL_MODEL = 20_000_000
 # In the work folder: how several ranks are asked to stop (``jobs.launch``).
 STOP_FILE = "stop-asked"
+# Seconds that libraries have to end with the process.
+ENDING_PATIENCE = 10.0
 
 
 class StopFlag:
@@ -94,14 +97,23 @@ def end_process(code: int) -> NoReturn:
     """End at once: to take down what is imported costs an interpreter seconds, which are billed.
 
     What libraries wish to do at the end is done. A tracker may have threads that still send: with one of them the
-    interpreter ends in its own way.
+    interpreter ends in its own way. Some wait there for a service that is away, and know no end: they get
+    ``ENDING_PATIENCE`` seconds, since the machine is billed.
     """
+    limit = threading.Timer(ENDING_PATIENCE, _end_hard, (code,))
+    limit.daemon = True
+    limit.start()
     if tracking.begun():
         sys.exit(code)
     atexit._run_exitfuncs()
     for console in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # closed, or on a full disk
             console.flush()
+    os._exit(code)
+
+
+def _end_hard(code: int) -> None:
+    say(f"warning: a library has not ended in {ENDING_PATIENCE:.0f} s; nothing waits for it any longer")
     os._exit(code)
 
 

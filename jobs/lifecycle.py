@@ -45,7 +45,8 @@ class State:
 
     ``rented``: its provider may take it away; then the signal that ends it is not the user's wish.
     ``terminated``: that signal came before the ticket could say so. ``restored``: whether an earlier machine or life
-    left a checkpoint, and with it an adapter; None until that is known.
+    left a checkpoint, and with it an adapter; None until that is known. ``stop_reason``: why the run is to end, which
+    may have to wait; before training, ``status`` is then what it will have come to.
     """
 
     deadline: float
@@ -214,29 +215,41 @@ def _begin(state: State, event: TicketRead, now: float) -> Decision:
     if state.terminated or state.stop_reason:
         return _give_up(state, "stopped", state.stop_reason or TERMINATED)
     if now >= state.soft_deadline:
-        return _give_up(state, "stopped", "the deadline came before training began")
+        return _too_late(state)
     return replace(state, phase=Phase.FETCH), (Command.START_CHILD, Command.FETCH_INPUTS)
 
 
 def _fetched(state: State, event: Restored | InputsFetched, now: float) -> Decision:
     if isinstance(event, Restored):
         state = replace(state, restored=event.found)
-        return _give_up(state, "stopped", state.stop_reason) if state.stop_reason else (state, ())
+        return _give_up(state, state.status, state.stop_reason) if state.stop_reason else (state, ())
     if now >= state.soft_deadline:
-        return _give_up(state, "stopped", "the deadline came before training began")
+        return _too_late(state)
     return replace(state, phase=Phase.TRAIN), (Command.RELEASE_CHILD,)
+
+
+def _too_late(state: State) -> Decision:
+    if state.stop_reason:
+        return _give_up(state, state.status, state.stop_reason)
+    return _give_up(state, "stopped", "the deadline came before training began")
 
 
 def _stop(state: State, why: str) -> Decision:
     """Somebody wants an end. What is trained by now is saved."""
+    if state.phase is Phase.FETCH:
+        return _end_fetch(state, "stopped", why)
     state = replace(state, stop_reason=state.stop_reason or why)
-    if state.phase is Phase.FETCH and state.restored is not None:
-        return _give_up(state, "stopped", why)
     if state.phase is Phase.TRAIN:
         return replace(state, phase=Phase.STOPPING), (Command.STOP_CHILD,)
-    # FETCH: what an earlier machine trained may be on its way, and is worth a moment.
     # BOOT: the ticket says where to write the outcome, so wait for it. Later phases are ending anyway.
     return state, ()
+
+
+def _end_fetch(state: State, status: Status, why: str) -> Decision:
+    """There is nothing to wait for but what an earlier machine trained: it may be on its way, and is worth a moment."""
+    if state.restored is None:
+        return (state if state.stop_reason else replace(state, status=status, stop_reason=why)), ()
+    return _give_up(state, status, why)
 
 
 def _terminated(state: State) -> Decision:
@@ -255,7 +268,7 @@ def _terminated(state: State) -> Decision:
 
 def _tick(state: State, now: float) -> Decision:
     if state.phase is Phase.FETCH and now >= state.soft_deadline:
-        return _give_up(state, "stopped", "the deadline came before training began")
+        return _too_late(state)
     if state.phase is Phase.TRAIN and now >= state.soft_deadline:
         return _stop(state, "the deadline is near")
     if state.phase in (Phase.STOPPING, Phase.LEAVING) and now >= state.kill_at and not state.killed:
@@ -267,7 +280,7 @@ def _child_ended(state: State, event: ChildEnded) -> Decision:
     if state.phase is Phase.TRAIN and event.resumable:
         return state, (Command.START_CHILD,)
     if state.phase is Phase.FETCH:
-        return _give_up(state, "stopped" if event.status == "stopped" else "failed", event.reason or BEFORE_INPUTS)
+        return _end_fetch(state, "stopped" if event.status == "stopped" else "failed", event.reason or BEFORE_INPUTS)
     if state.phase in (Phase.TRAIN, Phase.STOPPING):
         return _after_training(state, event)
     if state.phase is not Phase.LEAVING:
@@ -282,6 +295,8 @@ def _after_training(state: State, event: ChildEnded) -> Decision:
     reason = event.reason or state.stop_reason
     if event.status == "stopped" and state.stop_reason:
         reason = state.stop_reason
+    elif state.killed:
+        reason = f"{state.stop_reason}; the trainer did not end by itself in time, and was killed"
     if event.has_adapter:
         return replace(state, phase=Phase.UPLOAD, status=event.status, reason=reason), (Command.UPLOAD,)
     status: Status = "stopped" if state.stop_reason and event.status == "stopped" else "failed"
@@ -304,6 +319,8 @@ def _failed(state: State, why: str) -> Decision:
     if state.phase in (Phase.TRAIN, Phase.STOPPING):
         # Something beside the training broke: what is trained is saved all the same.
         return _stop(state, why)
+    if state.phase is Phase.FETCH:
+        return _end_fetch(state, "failed", why)
     return _give_up(state, "failed", why)
 
 

@@ -135,7 +135,10 @@ class Supervisor:
             Command.TEAR_DOWN: lambda: None,
         }
         for command in commands:
-            actions[command]()
+            try:
+                actions[command]()
+            except Exception as exc:  # A full disk, say: what is trained may still be saved, and the reason told.
+                self.events.put(Failed(f"{command.value}: {type(exc).__name__}: {exc}"))
 
     def _in_thread(self, work: Callable[[], Event | None]) -> None:
         def body() -> None:
@@ -192,8 +195,9 @@ class Supervisor:
         try:
             self.keeper.restore(until=self.state.soft_deadline)
         finally:
+            # In this order: a trainer's end that was waiting for it must find it told.
+            self.events.put(Restored(found=self.keeper.resumed_from > 0))
             self._restored.set()
-        self.events.put(Restored(found=self.keeper.resumed_from > 0))
 
     def _keep_for_ever(self) -> None:
         assert self.keeper is not None
@@ -233,7 +237,13 @@ class Supervisor:
         child.forget_reports(self.out)
         # A run that goes on elsewhere when this machine's time is over is not to be squeezed into it.
         until = None if self.ticket.followed else self.state.soft_deadline
-        self.child = child.start(child.command(self.trainer, self.work, self.ticket.gpus, until), self.log_path)
+        try:
+            self.child = child.start(child.command(self.trainer, self.work, self.ticket.gpus, until), self.log_path)
+        except OSError as exc:
+            why = f"the trainer cannot be started: {exc}"
+            # An end like any other: the machine waits for one.
+            self._in_thread(lambda: self._ended(child.End({}, why), code=1))
+            return
         self._in_thread(self._wait_child)
 
     def _release_child(self) -> None:
@@ -243,12 +253,15 @@ class Supervisor:
 
     def _wait_child(self) -> Event:
         assert self.child is not None
-        assert self.keeper is not None
         assert self.ticket is not None
         code = self.child.wait()
+        return self._ended(child.ended(code, self.out, self.ticket.gpus), code)
+
+    def _ended(self, end: child.End, code: int) -> Event:
+        """What is left now that there is no trainer."""
+        assert self.keeper is not None
         if self._began_from is None:  # it waited for its inputs; what an earlier machine left may be on its way
             self._restored.wait()
-        end = child.ended(code, self.out, self.ticket.gpus)
         began = self._began_from
         # A trainer that says itself why it failed would fail again; one that has not come further than before, too.
         resumable = end.again or (end.killed and began is not None and self.keeper.step_on_disk() > began)

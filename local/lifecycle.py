@@ -30,6 +30,8 @@ DOUBT = 120.0
 # A real rate may differ from the quoted one by rounding, not by more.
 RATE_TOLERANCE = 1.005
 MOST_ATTEMPTS = 6
+# A start on this computer boots nothing and costs nothing: it is worth it while its imports and some steps fit.
+LEAST_HERE = 60.0
 # A machine that stops for its deadline does so this long before it at most: what is kept for saving, and some.
 NEAR_THE_END = 1200.0
 INTERRUPTED = "the submit was interrupted before a machine began; nothing was rented"
@@ -333,7 +335,7 @@ def _ended_by_its_provider(record: RunRecord, attempt: Attempt, seen: Observed) 
 def _goes_on_here(record: RunRecord, attempt: Attempt, seen: Observed, now: float) -> bool:
     """Whether what ended on this computer left a checkpoint that another start gets further from, for nothing."""
     further = seen.kept_step > seen.resumed_from
-    return attempt.offer.provider != "manual" and further and _seconds_left(record, now) > least_seconds()
+    return attempt.offer.provider != "manual" and further and _seconds_left(record, now) > LEAST_HERE
 
 
 def _lost_before(record: RunRecord, attempt: Attempt) -> bool:

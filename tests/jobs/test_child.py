@@ -27,7 +27,8 @@ def end(tmp_path: Path, code: int, *reports: dict[str, str] | None) -> End:
 
 def test_a_process_of_its_own_is_killed_or_says_why_it_failed(tmp_path: Path) -> None:
     assert end(tmp_path, -9, None).killed
-    assert "signal 9" in end(tmp_path, -9, None).reason
+    assert "killed (signal 9)" in end(tmp_path, -9, None).reason
+    assert end(tmp_path, -11, None).reason == "the trainer ended with signal 11; see the log"
     failed = end(tmp_path, 1, FAILED)
     assert (failed.killed, failed.again, failed.final, failed.reason) == (False, False, False, "no such row")
 
@@ -35,9 +36,9 @@ def test_a_process_of_its_own_is_killed_or_says_why_it_failed(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("reports", "killed", "again", "reason"),
     [
-        ((LOST, None), True, False, "one of its processes was killed"),
-        ((None, LOST), True, False, "one of its processes was killed"),
-        ((None, None), True, False, "one of its processes was killed"),
+        ((LOST, None), True, False, "one of the trainer's processes was killed"),
+        ((None, LOST), True, False, "one of the trainer's processes was killed"),
+        ((None, None), True, False, "one of the trainer's processes was killed"),
         ((LOST, FAILED), False, False, "no such row"),
         ((FAILED, None), False, False, "no such row"),
         ((LOST, NO_MEMORY), False, True, "memory ran out"),

@@ -102,7 +102,8 @@ def test_a_crash_without_an_adapter_is_a_failure_with_its_reason() -> None:
     ("events", "status"),
     [
         ([(1, Failed("no ticket"))], "failed"),
-        ([(1, READ), (2, Failed("no input"))], "failed"),
+        ([(1, READ), (2, Failed("no input")), (3, Restored(found=False))], "failed"),
+        ([(1, READ), (2, Restored(found=False)), (3, Failed("no input"))], "failed"),
         ([(1, READ), (2, InputsFetched()), (3, DONE), (4, Failed("store away"))], "failed"),
         ([(1, READ), (2, InputsFetched()), (3, DONE), (4, Uploaded()), (5, Failed("store away"))], "completed"),
     ],
@@ -195,9 +196,30 @@ def test_what_an_earlier_machine_trained_is_saved_when_this_one_cannot_train(why
     assert state.reason
 
 
-def test_a_stop_waits_until_it_is_known_what_an_earlier_machine_trained() -> None:
-    _, said = play((1, RENTED), (2, StopAsked("cancelled")), (3, Restored(found=True)), (4, InputsFetched()))
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (StopAsked("enough"), "stopped"),
+        (Failed("enough"), "failed"),
+        (Failed("enough", during=Phase.FETCH), "failed"),
+        (ChildEnded("failed", "enough", has_adapter=False), "failed"),
+    ],
+)
+def test_an_end_waits_until_it_is_known_what_an_earlier_machine_trained(end: Event, status: str) -> None:
+    state, said = play((1, RENTED), (2, end), (3, Restored(found=True)), (4, InputsFetched()))
     assert said == [*STARTED, Command.KILL_CHILD, Command.UPLOAD]
+    assert (state.status, state.reason) == ("stopped", "enough")
+    # Not for ever: what comes too slowly is given up.
+    state, said = play((1, RENTED), (2, end), (900, Tick()))
+    assert said == [*STARTED, Command.KILL_CHILD, Command.RECORD]
+    assert (state.status, state.reason) == (status, "enough")
+
+
+def test_a_trainer_that_we_had_to_kill_is_not_called_short_of_memory() -> None:
+    state, said = play((1, READ), (2, InputsFetched()), (900, Tick()), (950, Tick()))
+    state, said = play((951, ChildEnded("failed", "killed (signal 9)", has_adapter=False)), state=state)
+    assert (said, state.status) == ([Command.RECORD], "failed")
+    assert state.reason == "the deadline is near; the trainer did not end by itself in time, and was killed"
 
 
 def test_ten_thousand_random_lives_all_end_and_never_train_twice() -> None:

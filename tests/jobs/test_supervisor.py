@@ -92,6 +92,7 @@ class Machine:
     reserve: float = 10.0
     rented: bool = False
     work: str = "work"
+    python: str = sys.executable
 
     def __post_init__(self) -> None:
         self.store = self.root / "store"
@@ -130,7 +131,7 @@ class Machine:
         code = (
             "import sys; from pathlib import Path; from jobs.supervisor import Supervisor; import os;"
             f"Supervisor(float(os.environ['{ENV_DEADLINE}']), os.environ['{ENV_TICKET}'],"
-            f" Path(os.environ['{ENV_WORK}']), [sys.executable, {str(self.root / 'trainer.py')!r}]).run()"
+            f" Path(os.environ['{ENV_WORK}']), [{self.python!r}, {str(self.root / 'trainer.py')!r}]).run()"
         )
         env = os.environ | {
             ENV_DEADLINE: str(self.deadline),
@@ -295,6 +296,16 @@ def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) ->
     assert machine.json(RESULT)["status"] == "completed"
     assert (machine.store / "train.log").read_text().count("trainer goes on from") == 2
     assert steps(machine) == list(range(1, 101))
+
+
+def test_a_trainer_that_cannot_be_started_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.python = str(tmp_path / "no-python")
+    machine.write_ticket()
+    assert "the trainer cannot be started" in machine.run()
+    outcome = machine.json("outcome.json")
+    assert outcome["status"] == "failed"
+    assert "no-python" in outcome["reason"]
 
 
 def test_a_container_that_is_started_again_goes_on_from_its_disk(tmp_path: Path) -> None:

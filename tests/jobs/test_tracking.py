@@ -173,6 +173,31 @@ def test_settings_of_the_user_come_first(tmp_path: Path) -> None:
     assert os.environ["WANDB_PROJECT"] == "tickets"
 
 
+ENDLESS = """
+import atexit, threading, time
+from jobs import environment, tracking
+environment.ENDING_PATIENCE = 0.2
+{begun}
+{hangs}
+environment.end_process(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("begun", "hangs"),
+    [
+        ("tracking._workers.append(None)", "threading.Thread(target=time.sleep, args=(600,)).start()"),
+        ("tracking._workers.append(None)", "atexit.register(time.sleep, 600)"),
+        ("", "atexit.register(time.sleep, 600)"),
+    ],
+)
+def test_a_library_that_knows_no_end_does_not_hold_the_machine(begun: str, hangs: str) -> None:
+    code = ENDLESS.format(begun=begun, hangs=hangs)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, timeout=60)
+    assert done.returncode == 3
+    assert "nothing waits for it any longer" in done.stdout
+
+
 def test_a_run_without_trackers_imports_none() -> None:
     code = "import sys, jobs.stages, jobs.supervisor; print([m for m in sys.argv[1:] if m in sys.modules])"
     heavy = ["transformers", *(m for t in TRACKERS.values() for m in t.modules)]

@@ -297,6 +297,10 @@ def test_on_this_computer_one_that_was_killed_goes_on_from_its_checkpoint_as_lon
     second, said = play(begun, (2, Observed(1, None, kept_step=7)))
     assert names(said) == ["Revoke", "Create"]
     assert (second.attempt.number, second.worst_case()) == (2, 0)
+    # Nothing is booted here: a few minutes are enough. The last one is not.
+    for left, names_of in ((300, ["Revoke", "Create"]), (30, ["Revoke"])):
+        _, said = play(begun, (100 * HOUR - left, Observed(1, None, kept_step=7)))
+        assert names(said) == names_of
     stuck, _ = play(second, (3, Created(2, "m2", 0.0)), (4, Observed(2, None, resumed_from=7, kept_step=7)))
     assert stuck.status == "lost"
     cancelled, _ = play(begun, (2, CancelAsked(at_once=True)), (3, Observed(1, None, kept_step=7)))
