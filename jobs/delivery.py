@@ -18,7 +18,6 @@ from jobs import pieces, transfer
 from jobs import ticket as names
 from jobs.bundle import Bundle, pack
 from jobs.ticket import Output
-from jobs.transfer import TransferError
 
 # In the trainer's ``out``.
 CANDIDATE, RESULT = "candidate", "adapter"
@@ -71,7 +70,7 @@ class Delivery:
                 with self._sending:
                     self._put(pack(self.out / CANDIDATE, self.tar), marks, given_up)
                 self.say("the result is in the store before it is known whether it is kept")
-            except (TransferError, OSError, ValueError) as exc:
+            except Exception as exc:  # it is only sooner than it must be, and no reason to end a training
                 if not given_up():
                     self.say(f"the result could not be sent early: {exc}")
 

@@ -165,7 +165,8 @@ class Supervisor:
         tar = self.work / names.ADAPTER
         self.delivery = Delivery(ticket.outputs, self.out, tar, ticket.piece_bytes, self.say)
         self.reports = Reports(ticket.outputs, self.work, self.log_path, self.say, self._told)
-        (self.work / "spec.json").write_text(json.dumps(ticket.spec), encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk: the trainer says so, and the store hears of it
+            (self.work / "spec.json").write_text(json.dumps(ticket.spec), encoding="utf-8")
         self.say(f"run {ticket.run_id}, attempt {ticket.attempt}, deadline {_utc(self.state.deadline)}")
         self._in_thread(self._report_for_ever)
         return TicketRead(save_reserve=ticket.save_reserve, ended=ended, rented=ticket.rented)
@@ -181,7 +182,8 @@ class Supervisor:
             calls.append(partial(fetching.fetch_base, base, self.log_path, self._fetching))
         try:
             fetching.side_by_side(calls, len(calls))
-        except transfer.TransferError as exc:
+        except (transfer.TransferError, OSError) as exc:
+            self._restored.wait()  # what an earlier machine trained is worth saving
             return Failed(str(exc), during=Phase.FETCH)
         self._in_thread(self._keep_for_ever)
         self._in_thread(self._send_early)
@@ -249,7 +251,10 @@ class Supervisor:
     def _release_child(self) -> None:
         assert self.keeper is not None
         self._began_from = self.keeper.step_on_disk()
-        ready.announce(self.work)
+        try:
+            ready.announce(self.work)
+        except OSError as exc:
+            self.events.put(Failed(f"the trainer cannot be told that its inputs are here: {exc}"))
 
     def _wait_child(self) -> Event:
         assert self.child is not None

@@ -138,6 +138,9 @@ class _Resumable(FitsMemory, Evaluates):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if sharding.sharded(self.model):
             sharding.load_weights(self.model, Path(resume_from_checkpoint))
+        elif hasattr(self.model, "peft_config"):
+            # Not by the library, which takes the best weights in a folder there for one more adapter, or for this one.
+            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -203,6 +203,17 @@ def test_what_an_earlier_machine_trained_is_saved_when_the_next_trainer_breaks(t
         assert weights.read() == b"weights of step %d" % left
 
 
+def test_what_an_earlier_machine_trained_is_saved_when_an_input_cannot_be_had(tmp_path: Path) -> None:
+    left = taken_away(tmp_path).json("checkpoint.json")["step"]
+    second = Machine(tmp_path, mode="keeps", rented=True, work="elsewhere")
+    second.input_sha = "0" * 64
+    second.write_ticket(attempt=2)
+    second.run()
+    assert second.json(RESULT)["status"] == "stopped"
+    assert "sha256" in second.json(RESULT)["reason"]
+    assert second.json(RESULT)["adapter_step"] == left
+
+
 def test_a_trainer_that_waits_does_not_outlive_its_supervisor(tmp_path: Path, slow: SlowStore) -> None:
     """The stand-in asks the kernel for nothing: it sees by itself that its parent is gone."""
     found = waiting(Machine(tmp_path), slow)
