@@ -137,17 +137,17 @@ def hollow(path: Path, dims: dict[str, tuple[int, ...]]) -> None:
 def step(name: str, folder: Path) -> None:
     """Run one step of a way; called in the child."""
     from local.progress import silent
-    from local.toolchain import ensure_toolchain
+    from local.quantizing.toolchain import ensure_toolchain
 
     base, adapter, merged = folder / "base", folder / "adapter", folder / "merged"
     if name.startswith("make "):
         make(folder, name.removeprefix("make "))
     elif name == "one pass":
-        from local import onepass
-        from local.adapter import read_lora
-        from local.headstart import HeadStart
-        from local.lora import Lora
-        from local.merge import lay_out
+        from local.quantizing import onepass
+        from local.quantizing.adapter import read_lora
+        from local.quantizing.headstart import HeadStart
+        from local.quantizing.lora import Lora
+        from local.quantizing.merge import lay_out
 
         toolchain = ensure_toolchain(silent)
         lora = read_lora(base, adapter)
@@ -169,7 +169,7 @@ def step(name: str, folder: Path) -> None:
     elif name == "convert":
         import torch
 
-        from local.convert import converter_class
+        from local.quantizing.convert import converter_class
 
         converter = converter_class(merged, ensure_toolchain(silent).root)
         import gguf
@@ -177,7 +177,7 @@ def step(name: str, folder: Path) -> None:
         with torch.inference_mode():
             converter(merged, gguf.LlamaFileType.MOSTLY_BF16, folder / "full.gguf", model_name="benchmark").write()
     else:
-        from local import ggml
+        from local.quantizing import ggml
 
         ggml.quantize(folder / "full.gguf", folder / "todays.gguf", KIND, silent)
 

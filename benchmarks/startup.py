@@ -33,7 +33,7 @@ def make_project(folder: Path, steps: int, **config: Any) -> Path:
     """The demo's project, with so many steps and these keys of its config; returns its folder."""
     import yaml
 
-    from local.demo_project import write_demo_project
+    from local.demo.demo_project import write_demo_project
     from local.progress import silent
     from local.scaffold import write_serving_files
 

@@ -43,7 +43,7 @@ Result = dict[str, Any]
 
 def stage_for(method: str, steps: int, length: int, tokens: list[int], parameters: int | None, **given: Any) -> Any:
     """The stage that cloudft makes of such data (``jobs.spec.Stage``). ``given``: settings that it is told."""
-    from local.hyperparameters import StageFacts, resolve_stages
+    from local.planning.hyperparameters import StageFacts, resolve_stages
     from local.train_config import TrainConfig
 
     characters = round(sum(tokens) * CHARACTERS_PER_TOKEN)
@@ -86,8 +86,8 @@ def estimated(size: str, stage: Any, tokens: list[int], card: str, checkpointing
         checkpointing: what the trainer decided about activations; None: it has not yet.
     """
     from infra.gpus import find_gpu
-    from local.estimate import Tokens, Work, needed, on_card, stage_pace
-    from local.shape import shape_of
+    from local.planning.estimate import Tokens, Work, needed, on_card, stage_pace
+    from local.planning.shape import shape_of
 
     gpu = find_gpu(card) or find_gpu(card.removeprefix("NVIDIA ").removeprefix("Tesla "))
     if gpu is None:
@@ -118,7 +118,7 @@ def range_of(least: float, most: float) -> str:
 
 
 def parameters_of(size: str) -> int:
-    from local.shape import shape_of
+    from local.planning.shape import shape_of
 
     shape = shape_of(config_of(size).to_dict())
     assert shape is not None

@@ -25,7 +25,7 @@ from local.build_image import build_args, listed, read_lock
 from local.config import Config
 from local.progress import Progress
 from local.project import Project
-from local.records import ImageBuild
+from local.runs.records import ImageBuild
 
 # Of a machine's: what is built at a provider runs there.
 PLATFORM = "linux/amd64"

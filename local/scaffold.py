@@ -10,7 +10,7 @@ from pathlib import Path
 from cloudft.errors import Busy
 from images.context import recipe
 from local.config import json_schema
-from local.demo_tickets import write_demo_data
+from local.demo.demo_tickets import write_demo_data
 from local.files import atomic_open, write_text
 from local.project import CONFIG_NAME, Project
 

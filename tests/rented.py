@@ -32,11 +32,11 @@ from jobs.lifecycle import Phase
 from jobs.ticket import ENV_DEADLINE, ENV_TICKET, HEARTBEAT, OUTCOME, RESULT, Ticket
 from jobs.transfer import TransferError, exists, put_bytes, read_bytes
 from local.config import StoreConfig
-from local.lifecycle import Begin, CancelAsked
 from local.project import Project
-from local.reap import reap
-from local.records import PlannedOffer, RunRecord, write_record
-from local.session import Session
+from local.runs.lifecycle import Begin, CancelAsked
+from local.runs.reap import reap
+from local.runs.records import PlannedOffer, RunRecord, write_record
+from local.runs.session import Session
 from tests.doubles.clock import ManualClock
 from tests.doubles.modal import ModalDouble
 from tests.doubles.runpod import Fault, RunpodDouble, SimContainer, SimRunner

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from infra.provider import parse_machine_name
 from jobs import lifecycle as machine_side
 from jobs.lifecycle import Phase
-from local import lifecycle as client_side
 from local.config import StoreConfig
-from local.records import PlannedOffer, RunRecord
+from local.runs import lifecycle as client_side
+from local.runs.records import PlannedOffer, RunRecord
 
 LOOK_EVERY = 60.0
 REAP_EVERY = 300.0

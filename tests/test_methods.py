@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from local.demo_project import write_demo_project
-from local.demo_tickets import generic_chats, tickets
+from local.demo.demo_project import write_demo_project
+from local.demo.demo_tickets import generic_chats, tickets
 from local.progress import silent
 from local.project import Project
 from tests.test_whole_path import cloudft

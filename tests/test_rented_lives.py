@@ -25,8 +25,8 @@ from hypothesis.stateful import (
 from cloudft.commands.status_command import receipts
 from cloudft.errors import StoreError
 from infra.provider import Machine, Order
-from local.records import write_record
-from local.watch import look
+from local.runs.records import write_record
+from local.runs.watch import look
 from tests.rented import Life, RentedModal, RentedRunpod
 
 PROVIDERS: dict[str, Any] = {"runpod": RentedRunpod, "modal": RentedModal}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from local.demo_project import write_demo_project
+from local.demo.demo_project import write_demo_project
 from local.progress import silent
 from local.project import Project
 from local.scaffold import write_serving_files

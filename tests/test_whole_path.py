@@ -20,7 +20,7 @@ import httpx
 import pytest
 import yaml
 
-from local.demo_project import write_demo_project
+from local.demo.demo_project import write_demo_project
 from local.files import sha256_file
 from local.progress import silent
 from local.project import Project

@@ -12,7 +12,7 @@ from cloudft.commands.status_command import describe, next_after
 from cloudft.output import Output
 
 if TYPE_CHECKING:
-    from local.watch import View
+    from local.runs.watch import View
 
 
 @cloudft_command("cancel")
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--now", "at_once", is_flag=True, help="End the machine at once; what is not saved yet is lost.")
 def command(run_id: str | None, out: Output, directory: Path, at_once: bool) -> None:
     """End a run; what is trained so far is saved, unless --now is given. Cancelling an ended run changes nothing."""
-    from local.watch import cancel
+    from local.runs.watch import cancel
 
     session = open_run(directory, run_id)
     asked = if_interrupted(

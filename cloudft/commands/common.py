@@ -21,8 +21,8 @@ from cloudft.sparkline import sparkline
 
 if TYPE_CHECKING:
     from local.project import Project
-    from local.session import Session
-    from local.watch import View
+    from local.runs.session import Session
+    from local.runs.watch import View
 
 
 def cloudft_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -78,7 +78,7 @@ def open_project(directory: Path) -> Project:
 
 def open_run(directory: Path, run_id: str | None) -> Session:
     """The run that a command means: the one named, or the latest."""
-    from local.session import open_session
+    from local.runs.session import open_session
 
     project = open_project(directory)
     return open_session(project, project.pick_run(run_id))
@@ -96,7 +96,7 @@ def if_interrupted(what: str, effect: str, hint: str = "") -> Iterator[None]:
 @contextlib.contextmanager
 def goes_on(session: Session, what: str) -> Iterator[None]:
     """Say at Ctrl-C that the run goes on by itself, whether it is billed, and when that ends at the latest."""
-    from local.watch import billed_now
+    from local.runs.watch import billed_now
 
     try:
         yield
@@ -118,7 +118,7 @@ def goes_on(session: Session, what: str) -> Iterator[None]:
 
 def follow_to_end(session: Session, out: Output, may_rent: bool = False) -> View:
     """Watch a run with a live bar until it has ended; Ctrl-C leaves it running. ``may_rent``: the next machine too."""
-    from local.watch import follow
+    from local.runs.watch import follow
 
     session = replace(session, may_rent=may_rent)
     view: View | None = None

@@ -26,7 +26,7 @@ def command(out: Output, directory: Path) -> None:
     Makes a project in the folder given with -C (default: the present one), trains on support tickets, brings the
     adapter home, quantises, and shows before and after. Costs nothing and takes a few minutes.
     """
-    from local.demo_project import write_demo_project
+    from local.demo.demo_project import write_demo_project
     from local.scaffold import write_serving_files
 
     again = f"cloudft demo -C {directory}"
@@ -67,7 +67,7 @@ def _run(name: str, project: Project, out: Output) -> None:
 
 
 def _show(project: Project, out: Output) -> None:
-    from local.demo import ask_served
+    from local.demo.question import ask_served
     from local.evaluation.document.eval_json import read_document
 
     out.note("\n$ cloudft serve")

@@ -12,7 +12,7 @@ from cloudft.commands.common import cloudft_command, open_project
 from cloudft.output import Output
 
 if TYPE_CHECKING:
-    from local.compare import Diff
+    from local.runs.compare import Diff
 
 TITLES = {"data": "data", "config": "config", "code": "code", "numbers": "numbers"}
 LONGEST = 44
@@ -23,7 +23,7 @@ LONGEST = 44
 @click.argument("second", metavar="RUN")
 def command(first: str, second: str, out: Output, directory: Path) -> None:
     """Compare two runs: data, config, code and numbers, and only what differs."""
-    from local.compare import diff_runs
+    from local.runs.compare import diff_runs
 
     project = open_project(directory)
     found = diff_runs(project, project.pick_run(first), project.pick_run(second), time.time())

@@ -15,7 +15,7 @@ from cloudft.output import Output
 @click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
 def command(run_id: str | None, out: Output, directory: Path, follow: bool) -> None:
     """Print the log of a run: the supervisor's and the trainer's lines."""
-    from local.watch import log_lines
+    from local.runs.watch import log_lines
 
     session = open_run(directory, run_id)
     goes_on = "the training goes on by itself" if follow else "the run is not touched"

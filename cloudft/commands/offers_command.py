@@ -17,7 +17,7 @@ from cloudft.output import Output
 
 if TYPE_CHECKING:
     from local.config import ProviderName, Wanted
-    from local.quote import Line
+    from local.planning.quote import Line
 
 
 @cloudft_command("offers")
@@ -39,9 +39,9 @@ def command(
     project = open_project(directory)
     from infra.provider import open_provider
     from local.config import Wanted, load_config
-    from local.draft import draft
-    from local.preview import preview
-    from local.quote import show_offers, wishes_of
+    from local.planning.draft import draft
+    from local.planning.preview import preview
+    from local.planning.quote import show_offers, wishes_of
 
     wanted = Wanted(provider=provider, gpu=gpu, budget=budget, spot=spot, max_rate=max_rate)
     config = wanted.applied_to(load_config(project.config_file))

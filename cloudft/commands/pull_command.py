@@ -19,8 +19,8 @@ def command(run_id: str | None, out: Output, directory: Path, wait: bool) -> Non
     A pull that breaks off goes on where it was when the same command is typed again.
     """
     from local.files import human_bytes
-    from local.pull import pull
-    from local.stage_report import stage_lines
+    from local.runs.pull import pull
+    from local.runs.stage_report import stage_lines
 
     session = open_run(directory, run_id)
     if wait and not session.observe().ended:

@@ -14,7 +14,7 @@ from cloudft.output import Output
 
 if TYPE_CHECKING:
     from local.project import Project
-    from local.versions import Version
+    from local.serving.versions import Version
 
 
 @cloudft_command("quantize")
@@ -54,7 +54,7 @@ def command(
     max_kl: float | None,
 ) -> None:
     """Merge the adapter onto its 16-bit base, quantise, verify, and make it the current model."""
-    from local.quantize import quantize_model, quantize_types
+    from local.quantizing.quantize import quantize_model, quantize_types
 
     if folder is not None and (run_id is not None or imatrix or adapter_only):
         raise UsageError("--model stands for a whole model: it takes no run, no --imatrix and no --adapter-only")
@@ -85,7 +85,7 @@ def _stoppable() -> AbstractContextManager[None]:
 
 
 def _write_adapter(project: Project, run_id: str | None, out: Output) -> None:
-    from local.quantize import quantize_adapter
+    from local.quantizing.quantize import quantize_adapter
 
     with _stoppable(), out.progress() as progress:
         path = quantize_adapter(project, project.pick_run(run_id), progress=progress)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cloudft.commands.common import duration
 
 if TYPE_CHECKING:
-    from local.quote import Line, Quote
+    from local.planning.quote import Line, Quote
 
 
 def quote_table(quoted: Quote) -> str:

@@ -14,7 +14,7 @@ from cloudft.errors import ConfigError, ProviderError
 from cloudft.output import Output
 
 if TYPE_CHECKING:
-    from local.reap import Reaped, Sweep
+    from local.runs.reap import Reaped, Sweep
 
 
 @cloudft_command("reap")
@@ -29,7 +29,7 @@ def command(out: Output, directory: Path, names: tuple[str, ...], everything: bo
     """
     from infra.accounts import accounts, how_to_set_up
     from infra.provider import open_provider
-    from local.reap import reap
+    from local.runs.reap import reap
 
     asked = list(names) or accounts()
     if not asked:

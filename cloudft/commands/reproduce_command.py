@@ -18,10 +18,10 @@ from cloudft.output import Output
 
 if TYPE_CHECKING:
     from local.config import ProviderName
+    from local.planning.quote import Quote
     from local.project import Project
-    from local.quote import Quote
-    from local.reproduce import Plan
-    from local.submit import Submitted
+    from local.runs.reproduce import Plan
+    from local.runs.submit import Submitted
 
 
 @cloudft_command("reproduce")
@@ -47,7 +47,7 @@ def command(
     missing or was changed. Then it goes as far as the run went: trained, pulled, quantised, measured.
     """
     from local.config import Wanted
-    from local.reproduce import plan_reproduction, reproduce
+    from local.runs.reproduce import plan_reproduction, reproduce
 
     project = open_project(directory)
     old = project.pick_run(run_id)
@@ -87,9 +87,9 @@ def _asking(plan: Plan, yes: bool, out: Output) -> Callable[[Quote], None]:
 
 def _finish(project: Project, plan: Plan, submitted: Submitted, out: Output) -> None:
     """Watch it, take it as far as the old run went, and compare."""
-    from local.compare import diff_runs
-    from local.reproduce import complete
-    from local.session import open_session
+    from local.runs.compare import diff_runs
+    from local.runs.reproduce import complete
+    from local.runs.session import open_session
 
     run, old = submitted.run, project.run(plan.lock.run_id)
     watch_to_success(open_session(project, run), out)

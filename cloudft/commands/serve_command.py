@@ -17,7 +17,7 @@ from cloudft.output import Output
 if TYPE_CHECKING:
     from local.evaluation.endpoint import Endpoint
     from local.project import Project
-    from local.serve import Engine
+    from local.serving.serve import Engine
 
 
 @cloudft_command("serve")
@@ -38,8 +38,8 @@ def command(out: Output, directory: Path, engine: Engine | None, port: int | Non
     With Docker it does what `docker compose up -d --wait serve` does, and the container runs on. Without, the
     server lives as long as this command. The API key stands in the project's .env.
     """
-    from local.serve import pick_engine
-    from local.serve import stop as stop_serving
+    from local.serving.serve import pick_engine
+    from local.serving.serve import stop as stop_serving
 
     project = open_project(directory)
     if stop:
@@ -60,7 +60,7 @@ def command(out: Output, directory: Path, engine: Engine | None, port: int | Non
 
 
 def _docker(project: Project, out: Output) -> None:
-    from local.serve import serve_with_docker
+    from local.serving.serve import serve_with_docker
 
     waiting = if_interrupted(
         "interrupted", "the container may be starting still; it costs nothing", "stop it:  cloudft serve --stop"
@@ -72,7 +72,7 @@ def _docker(project: Project, out: Output) -> None:
 
 
 def _process(project: Project, out: Output, port: int | None) -> None:
-    from local.serve import current_gguf, serve_in_process, serve_settings
+    from local.serving.serve import current_gguf, serve_in_process, serve_settings
 
     settings = serve_settings(project)
     log = project.state / "serve.log"
@@ -93,7 +93,7 @@ def _process(project: Project, out: Output, port: int | None) -> None:
 
 def _say(project: Project, endpoint: Endpoint, out: Output) -> None:
     """Where it is served, and a request to paste. The key itself is not printed."""
-    from local.serve import system_message
+    from local.serving.serve import system_message
 
     system = system_message(project)
     messages = [{"role": "system", "content": system}] if system else []

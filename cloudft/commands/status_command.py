@@ -24,7 +24,7 @@ from cloudft.output import Output
 from cloudft.sparkline import sparkline
 
 if TYPE_CHECKING:
-    from local.watch import View
+    from local.runs.watch import View
 
 
 @cloudft_command("status")
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--all", "show_all", is_flag=True, help="One line for every run of this project.")
 def command(run_id: str | None, out: Output, directory: Path, follow: bool, show_all: bool) -> None:
     """Show where a run stands, what it costs and what survives if it stops now."""
-    from local.watch import draw_loss, look
+    from local.runs.watch import draw_loss, look
 
     if show_all:
         _all(out, directory)
@@ -47,7 +47,7 @@ def command(run_id: str | None, out: Output, directory: Path, follow: bool, show
 
 
 def _all(out: Output, directory: Path) -> None:
-    from local.watch import look
+    from local.runs.watch import look
 
     views: list[dict[str, Any]] = []
     lines: list[str] = []
@@ -66,7 +66,7 @@ def _all(out: Output, directory: Path) -> None:
 
 def describe(view: View) -> str:
     """A run in some lines, and one for each stage that has ended."""
-    from local.stage_report import stage_lines
+    from local.runs.stage_report import stage_lines
 
     state = view.status + (f" ({view.reason})" if view.reason else "")
     lines = [f"run {view.run_id}: {state}"]
@@ -155,7 +155,7 @@ def money(view: View) -> str:
 
 def ended_message(view: View) -> str:
     """One line for a run that has ended with an adapter, and one for each of its stages."""
-    from local.stage_report import stage_lines
+    from local.runs.stage_report import stage_lines
 
     trained = training_note(view)
     reason = f" ({view.reason})" if view.reason else ""

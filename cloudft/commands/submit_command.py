@@ -27,11 +27,11 @@ from cloudft.output import Output
 if TYPE_CHECKING:
     from jobs.spec import RunSpec
     from local.config import ProviderName
+    from local.planning.quote import Quote
     from local.project import Project
-    from local.quote import Quote
-    from local.session import Session
-    from local.submit import Submitted
-    from local.watch import View
+    from local.runs.session import Session
+    from local.runs.submit import Submitted
+    from local.runs.watch import View
 
 
 @cloudft_command("submit")
@@ -58,8 +58,8 @@ def command(
     """
     project = open_project(directory)
     from local.config import Wanted
-    from local.session import open_session
-    from local.submit import submit
+    from local.runs.session import open_session
+    from local.runs.submit import submit
 
     wanted = Wanted(provider=provider, gpu=gpu, budget=budget, spot=spot, max_rate=max_rate)
     with interruptible(project), out.progress() as progress:

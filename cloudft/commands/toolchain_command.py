@@ -19,7 +19,7 @@ from cloudft.output import Output
 )
 def command(action: str, out: Output, directory: Path, sdist: Path | None) -> None:
     """Show, install or remove the converter that `quantize` uses; `quantize` installs it by itself when it must."""
-    from local.toolchain import ensure_toolchain, remove_toolchain, toolchain_state
+    from local.quantizing.toolchain import ensure_toolchain, remove_toolchain, toolchain_state
 
     if action == "remove":
         removed = remove_toolchain()

@@ -24,8 +24,8 @@ from local.evaluation.results import Evaluation, Ground, write_results
 from local.evaluation.task import read_task
 from local.progress import Progress
 from local.project import Project, RunFolder
-from local.records import read_spec
-from local.versions import TEMPLATE, Version, current, list_versions
+from local.runs.records import read_spec
+from local.serving.versions import TEMPLATE, Version, current, list_versions
 
 
 def evaluate_run(
@@ -141,7 +141,7 @@ def _check(settings: Settings) -> None:
 
 def base_target(project: Project, run: RunFolder, version: Version, progress: Progress) -> Target:
     """The base as it is, quantised like the tuned model: same type, imatrix of the same rows, same allowance."""
-    from local.quantize import quantized_base
+    from local.quantizing.quantize import quantized_base
 
     base, manifest = read_spec(run).base, version.manifest
     gguf = quantized_base(

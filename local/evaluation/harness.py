@@ -32,10 +32,10 @@ from local.evaluation.forgetting import GeneralAnswers
 from local.evaluation.measuring import Target
 from local.evaluation.results import Ground
 from local.files import sha256_file
-from local.merge import tokenizer_folder
 from local.progress import Progress
-from local.records import read_spec
-from local.serve_process import last_lines, serve_in_process
+from local.quantizing.merge import tokenizer_folder
+from local.runs.records import read_spec
+from local.serving.serve_process import last_lines, serve_in_process
 
 TASKS: Final = "lm_eval_tasks"
 LONGEST: Final = 2048  # tokens of a prompt; log-probabilities take memory by tokens times vocabulary

@@ -33,9 +33,9 @@ from local.evaluation.task import CodeTask
 from local.evaluation.vocab import template_in
 from local.progress import Progress
 from local.project import Project, RunFolder
-from local.quantize import merged_unserved, quantize_adapter, quantized_base
-from local.records import read_spec
-from local.versions import LADDER, Version, current
+from local.quantizing.quantize import merged_unserved, quantize_adapter, quantized_base
+from local.runs.records import read_spec
+from local.serving.versions import LADDER, Version, current
 
 SIXTEEN: Final = "F16"
 WHOLE: Final = ("F16", "BF16", "F32")

@@ -26,8 +26,8 @@ from local.evaluation.task import CodeTask, Task
 from local.evaluation.tasks.base import Row, Scored, Scorer
 from local.files import sha256_file
 from local.progress import Progress
-from local.serve_process import serve_in_process, served_name, template_used
-from local.versions import read_version
+from local.serving.serve_process import serve_in_process, served_name, template_used
+from local.serving.versions import read_version
 
 
 @dataclass(frozen=True)

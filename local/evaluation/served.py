@@ -7,7 +7,7 @@ from local.config import load_config
 from local.evaluation.endpoint import LLAMA_CPP_SERVER, LLAMA_SERVER, Client, Endpoint, Failure, as_error, connect
 from local.evaluation.holdout import NOTHING_WRITTEN
 from local.project import Project
-from local.serve_settings import api_key
+from local.serving.serve_settings import api_key
 
 OTHER = "endpoint"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from local.divergence import finer
 from local.evaluation.analysis import Scores, analyse
 from local.evaluation.document.comparison import Comparison, Outcome
 from local.evaluation.document.ladder import Cause, RungName, Step
 from local.evaluation.document.measurement import Metric
 from local.evaluation.statistics import ALPHA, holm
 from local.evaluation.tasks.base import MetricDef
+from local.quantizing.divergence import finer
 
 # What differs between two rungs. Where the adapter alone cannot be measured, the merge stands in for it; where the
 # served file is of 16 bit, for the quantised one.

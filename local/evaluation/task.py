@@ -11,7 +11,6 @@ from pydantic import Discriminator, TypeAdapter
 
 from cloudft.errors import CloudftError, ConfigError, DataError, IntegrityError
 from jobs.spec import Frozen
-from local.data import Row as DataRow
 from local.evaluation.own_metric import own_file
 from local.evaluation.task_config import (
     ClassificationTaskConfig,
@@ -28,6 +27,7 @@ from local.evaluation.tasks.code import CodeScorer
 from local.evaluation.tasks.json_object import JsonScorer
 from local.evaluation.tasks.text import TextScorer
 from local.evaluation.tasks.tools import ToolsScorer
+from local.planning.data import Row as DataRow
 
 NOTHING = "nothing was started and nothing was changed"
 SHOWN = 5  # how many bad rows an error lists

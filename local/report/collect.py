@@ -14,7 +14,6 @@ from jobs.spec import Base, RunSpec, Stage
 from local.base import base_folder
 from local.config import CardConfig, load_config
 from local.project import Project, RunFolder
-from local.records import RunRecord, read_record, read_spec
 from local.report.evaluated import read_evaluated
 from local.report.history import money, read_json, timeline, training
 from local.report.model import (
@@ -33,8 +32,9 @@ from local.report.model import (
 from local.report.rows import data_facts
 from local.report.unmeasured import unmeasured
 from local.report.words import epoch, shown
-from local.runlock import RunLock, read_lock
-from local.versions import Version, current, list_versions
+from local.runs.records import RunRecord, read_record, read_spec
+from local.runs.runlock import RunLock, read_lock
+from local.serving.versions import Version, current, list_versions
 
 KINDS = {
     "json": "Every answer is one JSON object that obeys a schema.",

@@ -8,11 +8,11 @@ from typing import Any
 
 from jobs.spec import RunSpec
 from local.project import RunFolder
-from local.records import Attempt, RunRecord
 from local.report.model import Curve, Moment, Money, Payment, Table, Training
 from local.report.words import epoch, percent, seconds
-from local.stage_report import stage_cells
-from local.versions import Version
+from local.runs.records import Attempt, RunRecord
+from local.runs.stage_report import stage_cells
+from local.serving.versions import Version
 
 AUDIT = "audit.json"
 STAGES = "Stages, and what the gate made of them"

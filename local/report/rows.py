@@ -12,7 +12,7 @@ from typing import Any
 from jobs.spec import RunSpec
 from local.project import RunFolder
 from local.report.model import DataFacts, Spread
-from local.runlock import RunLock
+from local.runs.runlock import RunLock
 
 # A key with more values than this is no enumeration, and its spread says nothing.
 MOST_VALUES = 12
@@ -30,7 +30,7 @@ class _Row:
 
     @property
     def question(self) -> str:
-        """As ``local.data.Row.question``: rows that share it are kin."""
+        """As ``local.planning.data.Row.question``: rows that share it are kin."""
         first = next((m for m in self.messages if m.get("role") == "user"), {})
         return " ".join(_text(first.get("content")).casefold().split())
 

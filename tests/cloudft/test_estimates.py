@@ -14,7 +14,7 @@ from cloudft.cli import run
 from cloudft.commands.common import gpu_note, live_note
 from cloudft.commands.status_command import describe
 from local.project import Project
-from local.watch import View
+from local.runs.watch import View
 from tests.cloudft.test_rented_commands import call, configure, project, server
 from tests.doubles.runpod import RunpodDouble
 

@@ -15,7 +15,7 @@ import pytest
 
 from cloudft.cli import run
 from local.project import Project
-from local.records import read_record, read_spec
+from local.runs.records import read_record, read_spec
 from tests.cloudft.test_modal_commands import modal
 from tests.cloudft.test_rented_commands import DIGEST, call, configure, project, server
 from tests.doubles.modal import ModalDouble

@@ -18,10 +18,10 @@ import yaml
 from jobs import teardown
 from jobs.backends import Backend
 from jobs.start import ENV_END, MACHINES, missing_libraries
-from local.demo_project import write_demo_project
-from local.manual import pack_code
+from local.demo.demo_project import write_demo_project
 from local.progress import silent
 from local.project import Project
+from local.runs.manual import pack_code
 from tests.conftest import REPO
 from tests.doubles.helpers import until
 from tests.doubles.runpod import Pod, PodRequest, ProcessRunner, RunpodDouble

@@ -20,10 +20,10 @@ from cloudft.cli import run
 from infra.offers import Offer
 from infra.provider import Order, machine_name
 from infra.provider_runpod import RunpodProvider
-from local.demo_project import write_demo_project
+from local.demo.demo_project import write_demo_project
 from local.progress import silent
 from local.project import Project
-from local.session import open_session
+from local.runs.session import open_session
 from tests.doubles.runpod import BootTimes, RunpodDouble
 from tests.services.s3 import S3Server
 
@@ -224,8 +224,8 @@ def test_a_cancel_while_the_machine_says_nothing_mentions_how_not_to_wait(
     project: Project, server: RunpodDouble, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call(project, capsys, "submit", "--gpu", "L4", "--budget", "2", "--detach")
-    monkeypatch.setattr("local.watch.SAVE_TIME", 1.0)
-    monkeypatch.setattr("local.watch.POLL_RENTED", 0.2)
+    monkeypatch.setattr("local.runs.watch.SAVE_TIME", 1.0)
+    monkeypatch.setattr("local.runs.watch.POLL_RENTED", 0.2)
     assert run(["cancel", "-C", str(project.root)]) == 0
     said = capsys.readouterr().err
     assert "it has told nothing yet" in said
@@ -299,7 +299,7 @@ def test_ctrl_c_while_watching_says_what_goes_on_and_what_it_costs(
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("local.watch.time.sleep", interrupted)
+    monkeypatch.setattr("local.runs.watch.time.sleep", interrupted)
     said = call(project, capsys, "submit", "--gpu", "L4", "--budget", "2", code=130)
     assert "you are being billed: $2.00 at most; the machine ends itself by 20" in said["effect"]
     assert "cloudft cancel" in said["hint"]
@@ -347,7 +347,7 @@ def test_looking_rents_nothing_and_watch_does(
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("local.watch.time.sleep", interrupted)
+    monkeypatch.setattr("local.runs.watch.time.sleep", interrupted)
     call(project, capsys, "watch", code=130)
     assert len(server.live_pods()) == 1
     monkeypatch.undo()

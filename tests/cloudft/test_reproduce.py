@@ -16,14 +16,14 @@ import yaml
 
 from cloudft.cli import run as cloudft
 from local.config import load_config
-from local.demo_project import write_demo_project
-from local.draft import draft
+from local.demo.demo_project import write_demo_project
 from local.files import sha256_file
-from local.preview import preview
+from local.planning.draft import draft
+from local.planning.preview import preview
 from local.progress import silent
 from local.project import Project, RunFolder
-from local.records import read_record, write_record
-from local.submit import write_run
+from local.runs.records import read_record, write_record
+from local.runs.submit import write_run
 from tests.doubles.runpod import BootTimes, RunpodDouble
 from tests.services.s3 import S3Server
 

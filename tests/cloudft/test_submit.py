@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from local.demo_project import write_demo_project
+from local.demo.demo_project import write_demo_project
 from local.progress import silent
 from local.project import Project
-from local.session import open_session, submit_lock
+from local.runs.session import open_session, submit_lock
 from tests.services.s3 import S3Server
 
 REPO = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from cloudft.cli import run
-from local.toolchain import PACKAGE, SDIST_SHA256, VERSION, ensure_toolchain
+from local.quantizing.toolchain import PACKAGE, SDIST_SHA256, VERSION, ensure_toolchain
 from tests.local.quantize_fixtures import no_progress
 
 

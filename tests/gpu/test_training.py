@@ -18,7 +18,7 @@ from infra.gpus import find_gpu
 from jobs.checkpoints import WEIGHTS
 from jobs.gpu import GpuWatch
 from jobs.packing import keeps_apart
-from local.measured import gpu_name
+from local.planning.measured import gpu_name
 from tests.gpu.conftest import LENGTH, SIZE
 from tests.jobs.train_fixtures import REPO, make_work, metrics, outcome, run_trainer
 

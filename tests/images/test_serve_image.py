@@ -25,16 +25,16 @@ from local.evaluation.evaluate import evaluate_run
 from local.evaluation.task import ToolsTask
 from local.progress import silent
 from local.project import Project
+from local.quantizing.toolchain import Toolchain
+from local.quantizing.verify_tokens import prompts
 from local.scaffold import write_serving_files
-from local.serve import serve_with_docker, stop
-from local.serve_check import refuse_other_prompts
-from local.toolchain import Toolchain
-from local.verify_tokens import prompts
-from local.versions import MANIFEST, MODEL, PROMPTS, promote
+from local.serving.serve import serve_with_docker, stop
+from local.serving.serve_check import refuse_other_prompts
+from local.serving.versions import MANIFEST, MODEL, PROMPTS, promote
 from tests.local.quantize_fixtures import ROWS as TICKETS
 from tests.local.quantize_fixtures import Quantised, quantised, tiny_adapter, tiny_base, toolchain
+from tests.local.quantizing.test_verify import rewrite
 from tests.local.serve_fixtures import LOOP, Trained, make_trained, write_table_gguf
-from tests.local.test_verify import rewrite
 from tests.services.compose import Compose
 from tests.services.engine import DockerEngine
 

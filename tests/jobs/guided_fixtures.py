@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.spec import RunSpec, Stage
-from local.demo_tickets import tickets
+from local.demo.demo_tickets import tickets
 from tests.jobs.train_fixtures import SETTINGS, make_work, ref
 
 ROWS = [ticket.messages() for ticket in tickets(72, 1)]

@@ -10,7 +10,7 @@ from jobs.audit import LOOKED_AT, Audit, Reader, StageAudit, audit_inputs, audit
 from jobs.outcome import TrainError
 from jobs.rendering import chatml, encode_rows, has_training_tags, served_template
 from jobs.spec import RunSpec
-from local.light_tokenizer import LightTokenizer, NoLightTokenizer
+from local.planning.light_tokenizer import LightTokenizer, NoLightTokenizer
 from tests.jobs.train_fixtures import make_work
 from tests.local.quantize_fixtures import ROWS, SERVED, TEMPLATE, TRAINED, make_tokenizer
 

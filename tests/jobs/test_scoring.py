@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.scoring import JsonTask, Verdict, obeys, unsupported
-from local.demo_tickets import SCHEMA
+from local.demo.demo_tickets import SCHEMA
 from local.evaluation.endpoint import Reply
 from local.evaluation.schema import Schema
 from local.evaluation.tasks.base import Row

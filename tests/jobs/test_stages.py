@@ -20,7 +20,7 @@ from jobs.delivery import CANDIDATE, RESULT
 from jobs.outcome import Outcome
 from jobs.spec import Gate
 from jobs.stages import Pace
-from local.demo_tickets import SCHEMA, Ticket, generic_chats, tickets
+from local.demo.demo_tickets import SCHEMA, Ticket, generic_chats, tickets
 from tests.jobs.train_fixtures import FULL, Rows, StopAfter, demo_base, make_stages, metrics, train_here
 
 __all__ = ["demo_base"]  # fixture

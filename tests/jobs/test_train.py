@@ -12,7 +12,7 @@ import pytest
 from jobs import hardware, model, stage_data, train
 from jobs.outcome import TrainError
 from jobs.spec import Stage
-from local.demo_tickets import SCHEMA, Ticket, tickets
+from local.demo.demo_tickets import SCHEMA, Ticket, tickets
 from tests.jobs.train_fixtures import (
     HUB_COMMIT,
     SETTINGS,

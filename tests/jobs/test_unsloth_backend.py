@@ -20,7 +20,7 @@ from jobs.backends import UNSLOTH_METHODS
 from jobs.gate import Meter
 from jobs.outcome import TrainError
 from jobs.spec import Gate, RunSpec
-from local.demo_tickets import SCHEMA, tickets
+from local.demo.demo_tickets import SCHEMA, tickets
 from tests.jobs.train_fixtures import REPO, demo_base, make_stages, metrics, outcome, run_trainer
 
 __all__ = ["demo_base"]  # fixture

@@ -19,15 +19,15 @@ from jobs.environment import StopFlag
 from jobs.outcome import Outcome, StoppedEarly
 from jobs.spec import Base, Data, FileRef, Gate, RunSpec, Stage
 from jobs.stages import Pace
-from local.demo_base import build_demo_base
-from local.demo_project import ROWS, SEED
-from local.demo_tickets import Ticket, tickets
+from local.demo.demo_base import build_demo_base
+from local.demo.demo_project import ROWS, SEED
+from local.demo.demo_tickets import Ticket, tickets
 from local.progress import silent
 
 REPO = Path(__file__).resolve().parents[2]
 HELD_OUT = 40
 
-# The demo's own settings (local.demo_project.CONFIG), resolved.
+# The demo's own settings (local.demo.demo_project.CONFIG), resolved.
 SETTINGS: dict[str, Any] = {
     "max_steps": 100,
     "batch_size": 16,

@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from local.convert import converter_class
 from local.files import write_json
-from local.toolchain import Toolchain
+from local.quantizing.convert import converter_class
+from local.quantizing.toolchain import Toolchain
 from tests.local.quantize_fixtures import TEMPLATE, make_tokenizer, no_progress
 
 SMALL: dict[str, Any] = {
@@ -167,7 +167,7 @@ def merged_by_peft(base: Path, adapter: Path | None, out: Path) -> Path:
 
 def todays_way(merged: Path, out: Path, kind: str, toolchain: Toolchain, name: str, imatrix: Any = None) -> Path:
     """Upstream's conversion to a float32 GGUF, then ``llama_model_quantize``."""
-    from local import ggml
+    from local.quantizing import ggml
 
     full = in_32_bits(merged, out.with_name("full.gguf"), toolchain, name)
     ggml.quantize(full, out, kind, no_progress, imatrix)

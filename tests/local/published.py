@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.gpus import Gpu, find_gpu
-from local.shape import Shape
-from local.vram import Setup
+from local.planning.shape import Shape
+from local.planning.vram import Setup
 
 
 def _gpu(name: str) -> Gpu:

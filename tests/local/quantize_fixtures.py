@@ -15,12 +15,12 @@ import pytest
 from jobs.rendering import served_template
 from jobs.spec import Data, FileRef, RunSpec, Stage
 from local.base import lock_base
-from local.convert import QWEN2_REGEX
 from local.files import sha256_file
 from local.project import Project, RunFolder
-from local.quantize import quantize_run
-from local.toolchain import Toolchain, ensure_toolchain
-from local.versions import Version
+from local.quantizing.convert import QWEN2_REGEX
+from local.quantizing.quantize import quantize_run
+from local.quantizing.toolchain import Toolchain, ensure_toolchain
+from local.serving.versions import Version
 
 TEMPLATE = (
     "{%- for message in messages %}\n"

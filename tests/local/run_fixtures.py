@@ -15,10 +15,10 @@ from jobs.bundle import pack
 from jobs.pieces import piece_names
 from jobs.ticket import ADAPTER, LOG, METRICS, OUTCOME, RESULT
 from local.config import StoreConfig
-from local.lifecycle import free_plan
 from local.project import Project
-from local.records import Attempt, RunRecord, attempt_prefix, run_prefix, write_record
-from local.session import Session, open_session
+from local.runs.lifecycle import free_plan
+from local.runs.records import Attempt, RunRecord, attempt_prefix, run_prefix, write_record
+from local.runs.session import Session, open_session
 
 RUN_ID = "20261120-101010-ab12"
 

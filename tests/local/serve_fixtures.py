@@ -23,9 +23,9 @@ from local.config import StoreConfig
 from local.evaluation.task import JsonTask, Task
 from local.files import sha256_file, write_text
 from local.project import Project, RunFolder
-from local.records import RunRecord
-from local.verify import Verification
-from local.versions import MANIFEST, MODEL, Manifest, promote
+from local.quantizing.verify import Verification
+from local.runs.records import RunRecord
+from local.serving.versions import MANIFEST, MODEL, Manifest, promote
 
 # Every rendering ends with the character that chooses the answer; a server that ignores the file's template and
 # falls back to its own ChatML ends with a line feed, which chooses no answer.

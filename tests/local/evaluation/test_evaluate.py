@@ -34,8 +34,8 @@ from local.evaluation.results import Evaluation
 from local.evaluation.task import JsonTask
 from local.files import sha256_file
 from local.progress import silent
-from local.serve_process import serve_in_process
-from local.versions import promote
+from local.serving.serve_process import serve_in_process
+from local.serving.versions import promote
 from tests.local.evaluation.recompute import assert_recomputed
 from tests.local.serve_fixtures import LOOP, SCHEMA, TEMPLATE, Trained, make_trained, write_rows
 
@@ -418,7 +418,7 @@ def servers() -> list[psutil.Process]:
 
 def test_without_the_extra_it_says_what_to_install(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """And says it, rather than failing at an import; submitting needs none of it."""
-    code = "import sys, local.evaluation.evaluate, local.submit; assert 'numpy' not in sys.modules"
+    code = "import sys, local.evaluation.evaluate, local.runs.submit; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
     monkeypatch.setattr("local.evaluation.evaluate.find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match="numpy") as caught:

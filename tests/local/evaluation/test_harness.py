@@ -19,8 +19,8 @@ from local.evaluation.results import Ground
 from local.evaluation.task import TextTask
 from local.progress import silent
 from local.project import Project
-from local.quantize import quantized_base
-from local.records import read_spec
+from local.quantizing.quantize import quantized_base
+from local.runs.records import read_spec
 from tests.local.quantize_fixtures import Quantised, quantised, tiny_adapter, tiny_base
 
 __all__ = ["quantised", "tiny_adapter", "tiny_base"]

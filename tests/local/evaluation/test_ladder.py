@@ -24,7 +24,7 @@ from local.evaluation.tasks.base import Row
 from local.files import sha256_file
 from local.progress import silent
 from local.project import Project, RunFolder
-from local.serve_process import serve_in_process
+from local.serving.serve_process import serve_in_process
 from tests.local.quantize_fixtures import ROWS, Quantised, quantised, tiny_adapter, tiny_base
 
 __all__ = ["quantised", "tiny_adapter", "tiny_base"]

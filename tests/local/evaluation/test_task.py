@@ -12,7 +12,6 @@ import yaml
 
 from cloudft.errors import CloudftError, ConfigError, DataError, IntegrityError
 from local.config import Config, json_schema, load_config
-from local.data import Message, Row
 from local.evaluation.task import (
     ClassificationTask,
     CodeTask,
@@ -23,6 +22,7 @@ from local.evaluation.task import (
     load_task,
     read_task,
 )
+from local.planning.data import Message, Row
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a"]}
 TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]

@@ -14,7 +14,7 @@ import pytest
 from cloudft.errors import IntegrityError
 from local.evaluation.pairs import Pair
 from local.evaluation.votes import VoteFile, draw, preference_pairs, read_votes, write_preference_pairs
-from local.preferences import load_pairs
+from local.planning.preferences import load_pairs
 from tests.conftest import REPO
 
 PAIRS = [

@@ -37,10 +37,10 @@ from local.evaluation.tasks.base import MetricDef, Row, Scored, Scorer
 from local.evaluation.verdicts import VerdictLine, count_preferences, judge_caveats, judged, position_bias, win_rate
 from local.files import sha256_file, write_json, write_text
 from local.project import Project, RunFolder
-from local.records import Attempt, PlannedOffer, Receipt, RunRecord, read_spec, write_record
-from local.runlock import Made, add_made, add_trained, make_lock, source_lock, write_lock
-from local.verify import Verification
-from local.versions import MANIFEST, MODEL, Manifest, promote
+from local.quantizing.verify import Verification
+from local.runs.records import Attempt, PlannedOffer, Receipt, RunRecord, read_spec, write_record
+from local.runs.runlock import Made, add_made, add_trained, make_lock, source_lock, write_lock
+from local.serving.versions import MANIFEST, MODEL, Manifest, promote
 from tests.local.report import recount
 
 RUN_ID = "20261120-101010-ab12"

@@ -1,0 +1,1 @@
+"""The demo's tiny model, its task and its project."""

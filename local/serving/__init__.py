@@ -1,0 +1,1 @@
+"""Versions, and serving one: in a container or in a child process."""
