@@ -111,7 +111,7 @@ class StageAudit:
             all_of = "all" if self.ended == self.examples else f"{self.ended} of"
             text.append(f"{all_of} {self.examples} answers end with their end token inside the loss")
         odd = (
-            (self.cut, "longer than max_length, and cut"),
+            (self.cut, f"longer than max_length, and cut; train.max_length: {self.longest} would hold them whole"),
             (self.apart, "with a prompt that is tokenised otherwise alone; trained as it is served, alone"),
             (self.changed, "that the tokenizer does not give back as they were"),
         )

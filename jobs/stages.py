@@ -146,11 +146,7 @@ def train_stage(
     outcome: Outcome,
 ) -> None:
     """The training of a stage; fills in what it came to."""
-    from transformers import PrinterCallback
-
-    from jobs.callbacks import StepTimes
     from jobs.guide import course_of
-    from jobs.trainers import TRAINERS
 
     began, data, done = time.monotonic(), stages[progress.stage], progress.step if resume else 0
     stage = shared(data.stage, ranks.count())
@@ -161,22 +157,8 @@ def train_stage(
     if progress.stage and resume is None:
         keeping.at_start()
     guide = _guide(run, stages, progress, result, course, best, evaluations)
-    machine = Machine.here(tuned.dtype, tuned.model.config.model_type, tuned.backend)
-    # Unsloth's way is in the model already, and its trainers put it to use.
-    checkpointing = tuned.backend == "trl" and choose_checkpointing(tuned.model, stage)
-    trackers = tracking_callbacks(run.spec, run.work / "out", result.name) if ranks.first() else []
     with _as_it_was(tuned.model):
-        trainer = TRAINERS[stage.kind](
-            keeping,
-            run.work,
-            evaluations.rows,
-            model=tuned.model,
-            processing_class=tuned.tokenizer,
-            train_dataset=dataset,
-            args=trl_config(stage, machine, run.spec.seed, run.checkpoints / result.name, checkpointing=checkpointing),
-            callbacks=[StepTimes(outcome), *guide.callbacks, *trackers],
-        )
-        trainer.remove_callback(PrinterCallback)
+        trainer = _trainer(run, tuned, stage, result.name, dataset, keeping, guide, outcome)
         if tuned.method == "qlora":
             # trl made the adapter bfloat16, where a step that is smaller than a weight's last bit is lost.
             tuned.put_back(start)
@@ -188,6 +170,40 @@ def train_stage(
     # The weights are spoiled, and none before were better than at the start.
     if result.diverged and not course.improved:
         result.kept, result.note = False, result.diverged
+
+
+def _trainer(
+    run: Run,
+    tuned: Tuned,
+    stage: Stage,
+    name: str,
+    dataset: Any,
+    keeping: Keeping,
+    guide: Guide,
+    outcome: Outcome,
+) -> Any:
+    """trl's trainer of the stage, with all that watches it."""
+    from transformers import PrinterCallback
+
+    from jobs.callbacks import StepTimes
+    from jobs.trainers import TRAINERS
+
+    machine = Machine.here(tuned.dtype, tuned.model.config.model_type, tuned.backend)
+    # Unsloth's way is in the model already, and its trainers put it to use.
+    checkpointing = tuned.backend == "trl" and choose_checkpointing(tuned.model, stage)
+    trackers = tracking_callbacks(run.spec, run.work / "out", name) if ranks.first() else []
+    trainer = TRAINERS[stage.kind](
+        keeping,
+        run.work,
+        guide.plan.rows,
+        model=tuned.model,
+        processing_class=tuned.tokenizer,
+        train_dataset=dataset,
+        args=trl_config(stage, machine, run.spec.seed, run.checkpoints / name, checkpointing=checkpointing),
+        callbacks=[StepTimes(outcome), *guide.callbacks, *trackers],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _keeping(run: Run, tuned: Tuned, progress: Progress, start: Path, course: Course) -> Keeping:

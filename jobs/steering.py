@@ -83,8 +83,8 @@ class Evaluations(TrainerCallback):  # type: ignore[misc]  # the library has no 
             assert best is not None
             control.should_training_stop = True
             note = (
-                f"stopped early after step {step} of {state.max_steps}: {self.patience} evaluations without a lower "
-                f"loss than that of step {best.step}"
+                f"stopped early after step {step} of {state.max_steps}: {self.patience} "
+                f"evaluation{'s' * (self.patience != 1)} without a lower loss than that of step {best.step}"
             )
             self.course.notes.append(note)
             say(note)

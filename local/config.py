@@ -275,9 +275,10 @@ def _explain(error: Any, raw: Any) -> str:
     kind = loc.pop(1) if loc[0] == "task" and len(loc) > 1 else ""
     where = ".".join(loc)
     if error["type"] != "extra_forbidden":
-        # A rule of our own is a sentence already.
-        said = error["msg"].removeprefix("Value error, ")
-        return f"{where}: {said[0].lower()}{said[1:]}"
+        own = "Value error, "  # A rule of our own is a sentence already.
+        if error["msg"].startswith(own):
+            return f"{where}: {error['msg'].removeprefix(own)}"
+        return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}"
     names = _known_keys([p for p in loc[:-1] if p != "StoreConfig"], kind)
     return f"{where}: unknown key; {_near(loc[-1], names, 'known keys')}"
 

@@ -20,7 +20,7 @@ def command(run_id: str | None, out: Output, directory: Path, wait: bool) -> Non
     """
     from local.files import human_bytes
     from local.runs.pull import pull
-    from local.runs.stage_report import stage_lines
+    from local.runs.stage_report import kept_out, stage_lines
 
     session = open_run(directory, run_id)
     if wait and not session.observe().ended:
@@ -45,5 +45,7 @@ def command(run_id: str | None, out: Output, directory: Path, wait: bool) -> Non
     if not pulled.complete:
         text += f"\nthe training was stopped before its end: {pulled.reason}"
     text += "".join(f"\n  stage {line}" for line in stage_lines(pulled.stages))
+    if pulled.stages and len(kept_out(pulled.stages)) == len(pulled.stages):
+        text += "\nno stage made the model better, so this is the base: what is served would be what it was"
     out.result(data, text)
     out.next_commands("cloudft quantize")

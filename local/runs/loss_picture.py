@@ -85,7 +85,7 @@ def loss_picture(lines: Sequence[dict[str, Any]], title: str, note: str = "") ->
         *_borders(stages, x),
         f'<path class="raw" d="{_path(_thinned(losses), x, y)}"/>',
         *(f'<path class="mean" d="{_path(_thinned(mean), x, y)}"/>' for mean in means),
-        *_evaluations(evaluated, x, y),
+        *_evaluations(lines, x, y),
         *_legend(bool(evaluated)),
         "</svg>",
     ]
@@ -178,11 +178,13 @@ def _borders(stages: dict[str, float], x: _Axis) -> list[str]:
     return parts
 
 
-def _evaluations(points: Sequence[Point], x: _Axis, y: _Axis) -> list[str]:
-    if not points:
-        return []
-    dots = [f'<circle class="eval" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="4.5"/>' for a, b in points]
-    return [f'<path class="evalline" d="{_path(points, x, y)}"/>', *dots]
+def _evaluations(lines: Sequence[dict[str, Any]], x: _Axis, y: _Axis) -> list[str]:
+    """A line for each stage: each has a loss of its own. One before a stage's first step is at the last of another."""
+    names = dict.fromkeys(line.get("stage") for line in lines)
+    parts = [_points((line for line in lines if line.get("stage") == name), "eval_loss") for name in names]
+    drawn = [f'<path class="evalline" d="{_path(part, x, y)}"/>' for part in parts if part]
+    dots = [f'<circle class="eval" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="4.5"/>' for part in parts for a, b in part]
+    return drawn + dots
 
 
 def _legend(evaluated: bool) -> list[str]:
@@ -235,7 +237,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _label(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    # Longer ones would run into the axis' name.
+    return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.4g}"
 
 
 def _spoken(losses: Sequence[Point], evaluated: Sequence[Point], title: str) -> str:

@@ -16,6 +16,7 @@ from cloudft.errors import (
     IntegrityError,
     ProviderError,
     StoreError,
+    UsageError,
 )
 from infra.provider import open_provider
 from infra.store import Store, open_store, probe
@@ -23,11 +24,12 @@ from jobs.spec import RunSpec
 from jobs.ticket import AUDIT
 from local.base import base_folder
 from local.build_image import check_image, read_lock
-from local.config import Config, Wanted, load_config
+from local.config import NOTHING_STARTED, Config, Wanted, load_config
 from local.files import write_json
 from local.image_there import build_there, may_build
 from local.planning.backend import check_backend
 from local.planning.draft import Draft, draft
+from local.planning.here import check_memory_here, memory_here
 from local.planning.preview import Preview, preview
 from local.planning.quote import Quote, quote, spent_this_month, wishes_of
 from local.planning.split import write_rows
@@ -67,6 +69,13 @@ def submit(project: Project, wanted: Wanted, progress: Progress, agree: Callable
             is started; or the provider's refusal.
     """
     config = wanted.applied_to(load_config(project.config_file))
+    if wanted.gpu and not config.rents:
+        raise UsageError(
+            f"--gpu {wanted.gpu[0]} asks for a rented GPU, but provider {config.provider} rents nothing",
+            effect=NOTHING_STARTED,
+            hint="name one that does (--provider runpod, modal or auto), or leave --gpu out: this computer's own GPUs "
+            "are machine.gpus in cloudft.yaml",
+        )
     return launch(project, config, progress, agree, lambda: draft(project, config, progress))
 
 
@@ -98,6 +107,8 @@ def launch(
         drafted = drafting()
         unknown = check_tracking(project, config, drafted.spec.tracking)
         seen = preview(project, drafted, progress)
+        if config.provider == "local":
+            check_memory_here(seen.work, config.machine.gpus, memory_here())
         progress("quote")
         spent = spent_this_month(project) if config.monthly_budget is not None else 0.0
         quoted = quote(provider, config, seen.work, spent)

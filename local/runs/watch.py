@@ -123,6 +123,8 @@ def _survives(session: Session, record: RunRecord, beat: dict[str, Any], kept: d
         return "the adapter is on this computer"
     if record.ended and (result := session.result()) is not None:
         step = result.get("adapter_step")
+        if step == 0:
+            return "the adapter in the store changes nothing: no step was kept"
         return f"the adapter{f' of step {step}' if step else ''} is in the store"
     if record.ended and not (kept or beat or any(attempt.heartbeat for attempt in record.attempts)):
         return "nothing was trained"

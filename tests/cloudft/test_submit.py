@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,22 @@ def test_money_and_machines_that_do_not_go_together(project: Project) -> None:
     said = refused(project, 9, "--provider", "runpod")
     assert "no budget is set" in said["what"]
     assert "--budget" in said["hint"]
+
+
+def test_a_gpu_that_would_not_be_rented(project: Project) -> None:
+    said = refused(project, 2, "--gpu", "H100:2")
+    assert "provider local rents nothing" in said["what"]
+    assert "machine.gpus" in said["hint"]
+
+
+def test_a_training_that_is_too_large_for_this_computer(project: Project) -> None:
+    shape = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 160}
+    path = project.root / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | shape))
+    configure(project, train={"lora_r": 4096})
+    said = refused(project, 3)
+    assert re.search(r"needs [\d,]+ GB of memory or more; this computer has \d+ GB", said["what"])
+    assert "a smaller base" in said["hint"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("unsloth") is not None, reason="Unsloth is installed here")

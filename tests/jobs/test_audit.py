@@ -99,7 +99,8 @@ def test_cut_rows_are_named_and_their_ends_are_missed(folder: Path) -> None:
     assert (told.nothing.count, told.nothing.first) == (1, (14,))
     assert (told.ended, told.examples) == (12, 13)
     assert "12 of 13 answers end with their end token inside the loss" in told.lines()
-    assert "warning: 2 rows (13, 14) longer than max_length, and cut" in told.lines()
+    would_do = f"train.max_length: {told.longest} would hold them whole"
+    assert f"warning: 2 rows (13, 14) longer than max_length, and cut; {would_do}" in told.lines()
     assert "of 1 row (14) nothing would be learned within 128 tokens" in told.problem
     assert str(told.longest) in told.problem
 

@@ -65,6 +65,11 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
         assert f"\n  {place}: " in error.what
 
 
+def test_a_rule_of_our_own_is_a_plain_sentence(tmp_path: Path) -> None:
+    error = refusal(tmp_path, yaml.safe_dump({**GOOD, "train": {"stages": [{"kind": "dpo"}]}}))
+    assert error.what.endswith("\n  train.stages.0: a dpo stage needs data: a file of its own")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

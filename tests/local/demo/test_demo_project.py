@@ -9,12 +9,12 @@ import pytest
 from cloudft.errors import Busy
 from local.base import lock_base
 from local.config import load_config
-from local.planning.data import load_rows
 from local.demo.demo_project import ROWS, write_demo_project
 from local.evaluation.task import load_task
+from local.planning.data import load_rows
 from local.planning.hyperparameters import StageFacts, resolve_stages
-from local.progress import silent
 from local.planning.split import split
+from local.progress import silent
 from tests.jobs.train_fixtures import SETTINGS, demo_base
 
 __all__ = ["demo_base"]  # a fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from local.planning.data import describe, load_rows
 from local.demo.demo_tickets import SCHEMA, SYSTEM, all_tickets, generic_chats, tickets, write_demo_data
+from local.planning.data import describe, load_rows
 
 
 def test_there_are_many_tickets_and_each_is_told_apart() -> None:

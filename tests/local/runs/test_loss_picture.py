@@ -67,9 +67,19 @@ def test_evaluations_are_points_and_stages_are_parted() -> None:
     assert [len(part) for part in paths(root, "mean")] == [80, 40]
 
 
+def test_evaluations_are_joined_within_a_stage_only() -> None:
+    found = [("1-cpt", 0, 2.0), ("1-cpt", 80, 0.5), ("2-sft", 80, 0.9), ("2-sft", 120, 0.3)]
+    evaluated = [{"stage": stage, "step": step, "eval_loss": loss} for stage, step, loss in found]
+    root = drawn([*steps(80, stage="1-cpt"), *steps(40, stage="2-sft", first=81), *evaluated])
+    assert [len(part) for part in paths(root, "evalline")] == [2, 2]
+    assert len(list(root.iter(f"{SVG}circle"))) == 5
+
+
 def test_a_loss_that_falls_far_gets_a_logarithmic_axis() -> None:
     assert "loss (logarithmic)" in words(drawn(steps(100, 2.4, 0.001)))
     assert "loss (logarithmic)" not in words(drawn(steps(100)))
+    # Its figures leave room for its name.
+    assert all(len(word) <= 5 for word in words(drawn(steps(100, 2.4, 1e-8))) if re.fullmatch(r"[\d.]+(e-\d+)?", word))
 
 
 @pytest.mark.parametrize("values", [[1.0], [0.5, 0.5], [0.0, 0.0], [-1.0, -2.0], [3.0, 0.0], [1e-9, 2e-9], [1e6, 2e6]])

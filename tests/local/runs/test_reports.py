@@ -103,6 +103,11 @@ def test_a_run_that_ended_teaches_its_speed_for_the_next(session: Session, tmp_p
     assert len(read_speeds()) == 1
 
 
+def test_a_result_that_is_the_base_is_not_called_an_adapter_that_survives(session: Session, tmp_path: Path) -> None:
+    ended(session, tmp_path, adapter_step=0)
+    assert list(follow(session))[-1].survives == "the adapter in the store changes nothing: no step was kept"
+
+
 def test_a_card_that_is_not_known_teaches_nothing(session: Session, tmp_path: Path) -> None:
     ended(session, tmp_path, gpu={})
     pull(session, silent)
