@@ -76,7 +76,10 @@ class SimSupervisor:
         if self.state.phase is not before:
             lasts = {Phase.FETCH: 60.0, Phase.STOPPING: 30.0}
             self.busy_until = now + lasts.get(self.state.phase, 0.0)
-        if machine_side.Command.START_CHILD in commands and self.keeper is not None:
+        # The trainer that is started with FETCH waits.
+        begins = machine_side.Command.RELEASE_CHILD in commands
+        begins |= before is Phase.TRAIN and machine_side.Command.START_CHILD in commands
+        if begins and self.keeper is not None:
             self.trains_since, self.next_checkpoint = now, now + CHECKPOINT_EVERY
             self.busy_until = now + self.trains_for - self.keeper.resumed_from
         if self.state.phase is Phase.TRAIN and now >= self.next_checkpoint:

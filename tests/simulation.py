@@ -341,7 +341,9 @@ class World:
         if machine.state.reason == machine_side.TAKEN:
             self.leaving_since[machine.attempt] = self.now
         for command in commands:
-            if command is machine_side.Command.START_CHILD:
+            again = command is machine_side.Command.START_CHILD and before is Phase.TRAIN
+            # The trainer that is started with FETCH waits.
+            if again or command is machine_side.Command.RELEASE_CHILD:
                 self.retrained += machine.attempt in self.outcomes
                 self._start_trainer(machine)
             elif command is machine_side.Command.RECORD:

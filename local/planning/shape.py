@@ -26,7 +26,7 @@ class Shape:
     """Widths in elements, counts as they are. ``query`` and ``keys``: all heads together.
 
     ``experts`` feed-forward layers stand side by side in each layer, of which a token uses ``active``; 1 and 1 for a
-    dense model. ``inner`` is the width of one of them.
+    dense model. ``inner`` is the width of one of them, ``shared`` of the one that every token uses besides; 0 for none.
     """
 
     layers: int
@@ -39,6 +39,7 @@ class Shape:
     gated: bool = True
     experts: int = 1
     active: int = 1
+    shared: int = 0
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
@@ -50,14 +51,14 @@ class Shape:
     @property
     def linear_weights(self) -> int:
         """Weights of all matrices of all layers, those of every expert included."""
-        attention, inner = self._one_layer()
-        return self.layers * (attention + self.experts * inner)
+        attention, inner, shared = self._one_layer()
+        return self.layers * (attention + self.experts * inner + shared)
 
     @property
     def used_weights(self) -> int:
         """Weights that a token is multiplied with: the active experts' and the output layer's too."""
-        attention, inner = self._one_layer()
-        return self.layers * (attention + self.active * inner) + self.embedding
+        attention, inner, shared = self._one_layer()
+        return self.layers * (attention + self.active * inner + shared) + self.embedding
 
     @property
     def embedding(self) -> int:
@@ -73,9 +74,11 @@ class Shape:
     def parameters(self) -> int:
         return self.linear_weights + self.other_weights
 
-    def _one_layer(self) -> tuple[int, int]:
+    def _one_layer(self) -> tuple[int, int, int]:
+        """Weights of attention, of one expert, and of the shared one."""
         attention = sum(a * b for a, b in self.linears[:4])
-        return attention, sum(a * b for a, b in self.linears[4:])
+        one = sum(a * b for a, b in self.linears[4:])
+        return attention, one, one * self.shared // self.inner
 
 
 def shape_of(config: dict[str, Any]) -> Shape | None:
@@ -90,7 +93,7 @@ def shape_of(config: dict[str, Any]) -> Shape | None:
         return None
     head = _number(plain, "head_dim") or hidden // heads
     experts = _number(plain, "num_local_experts", "num_experts", "n_routed_experts") or 1
-    inner = _number(plain, "intermediate_size", "n_inner") or 4 * hidden
+    inner = _number(plain, "ffn_hidden_size", "intermediate_size", "n_inner") or 4 * hidden
     kind = str(plain.get("model_type", ""))
     tied = plain.get("tie_word_embeddings")
     return Shape(
@@ -98,12 +101,13 @@ def shape_of(config: dict[str, Any]) -> Shape | None:
         hidden=hidden,
         inner=(_number(plain, "moe_intermediate_size") or inner) if experts > 1 else inner,
         query=heads * head,
-        keys=(_number(plain, "num_key_value_heads") or heads) * head,
+        keys=(_number(plain, "num_key_value_heads", "num_kv_heads") or heads) * head,
         vocabulary=vocabulary,
         tied=kind.startswith(TIED) if tied is None else bool(tied),
         gated=kind not in UNGATED,
         experts=experts,
         active=min(_number(plain, "num_experts_per_tok") or 1, experts),
+        shared=_number(plain, "shared_expert_intermediate_size") if experts > 1 else 0,
     )
 
 
