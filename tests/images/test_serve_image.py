@@ -276,13 +276,19 @@ def test_the_image_holds_the_server_and_no_tools(docker_engine: DockerEngine, se
     assert not re.search(r"/(g\+\+|cmake|ninja)$", listing, re.MULTILINE)
 
 
+def write_key(served: Served, line: str) -> None:
+    """Set the key alone; on the usual port something else may listen."""
+    port = yaml.safe_load(served.project.config_file.read_text())["serve"]["port"]
+    (served.project.root / ".env").write_text(f"CLOUDFT_PORT={port}\n{line}")
+
+
 def test_no_key_no_service(served: Served) -> None:
-    (served.project.root / ".env").write_text("")
+    write_key(served, "")
     refused(served, "there is no API key. Put a line CLOUDFT_API_KEY=")
 
 
 def test_a_key_that_would_be_two_is_refused(served: Served) -> None:
-    (served.project.root / ".env").write_text("CLOUDFT_API_KEY=one,two\n")
+    write_key(served, "CLOUDFT_API_KEY=one,two\n")
     refused(served, "must not contain a comma")
 
 

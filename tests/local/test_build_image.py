@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from cloudft.errors import ConfigError
+from images.context import LOCK_ARG, LOCK_NAMES
 from images.lock import ImageLock
 from local.build_image import LOCK_NAME, ProjectImage, build_project_image, check_image, read_lock
 from local.config import BuildConfig, load_config
 from local.progress import silent
 from local.project import Project
+from local.train_config import TrainConfig
 from tests.images.build_fixtures import logged_in, small
 from tests.services.engine import DockerEngine
 from tests.services.registry import RegistryServer
@@ -239,5 +241,6 @@ def test_the_config_and_the_recipe_agree(repo: Path) -> None:
     recipe = (repo / "Dockerfile.train").read_text()
     arguments = dict(re.findall(r"^ARG (\w+)=?(\S*)$", recipe, re.M))
     assert arguments.pop("BASE_IMAGE") == BuildConfig().base_image
+    assert arguments.pop(LOCK_ARG) == LOCK_NAMES[TrainConfig().backend]  # it follows from train.backend
     allowed = get_args(get_args(BuildConfig.model_fields["args"].annotation)[0])
     assert set(arguments) == set(allowed)
