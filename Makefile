@@ -27,7 +27,7 @@ demo: .venv/.ready-demo
 
 # PYTEST_STATUS names a file that gets pytest's exit code, and make then succeeds: CI ends on pytest's own last line.
 test: lint
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS); status=$$?; \
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS); status=$$?; \
 	if [ -n "$$PYTEST_STATUS" ]; then echo $$status >"$$PYTEST_STATUS"; else exit $$status; fi
 
 lint: .venv/.ready-dev

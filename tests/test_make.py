@@ -116,7 +116,7 @@ def test_make_test_fails_with_pytest(ready: Path) -> None:
         "ruff format --check .",
         "mypy",
         "lint-imports",
-        "python -m pytest -n 2 --dist loadscope -k one",
+        "python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -k one",
     ]
 
 
@@ -125,7 +125,8 @@ def test_ci_gets_pytests_own_exit_code_and_its_line_stays_the_last(ready: Path) 
     done = make(ready, "--no-print-directory", "test", PYTEST_STATUS=str(status))
     assert done.returncode == 0
     assert status.read_text().strip() == "3"
-    assert (done.stdout + done.stderr).splitlines()[-1].strip() == "python -m pytest -n 2 --dist loadscope"
+    last = (done.stdout + done.stderr).splitlines()[-1].strip()
+    assert last == "python -m pytest -n 2 --dist loadscope --no-loadscope-reorder"
 
 
 def test_a_linters_complaint_fails_before_the_tests(ready: Path) -> None:

@@ -50,6 +50,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first, so that no worker is left alone with one in the end."""
+    long = [{item.path for item in items if item.get_closest_marker(mark)} for mark in ("docker", "train")]
+    items.sort(key=lambda item: [item.path not in files for files in long])
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test of a GPU is skipped without one, in CI too, which has none."""
     if item.get_closest_marker("gpu") is None:
