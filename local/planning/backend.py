@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from cloudft.errors import ConfigError, EnvironmentProblem
-from local.config import Config
+from local.config import NOTHING_STARTED, Config
 from local.planning.quote import wishes_of
 
 
@@ -24,9 +24,15 @@ def check_backend(config: Config) -> None:
             effect="nothing was rented",
             hint=f"ask for one:  --gpu {several.text.partition(':')[0]}    or set train.backend to trl",
         )
+    if not config.rents and config.machine.gpus > 1:
+        raise ConfigError(
+            f"machine.gpus: {config.machine.gpus}: backend unsloth trains on one GPU",
+            effect=NOTHING_STARTED,
+            hint="set machine.gpus to 1, or train.backend to trl",
+        )
     if config.provider == "local" and importlib.util.find_spec("unsloth") is None:
         raise EnvironmentProblem(
             "provider local trains on this computer, but unsloth cannot be imported",
-            effect="nothing was started",
+            effect=NOTHING_STARTED,
             hint="it needs an environment of its own:  pip install 'cloudft[unsloth]'    or set train.backend to trl",
         )

@@ -142,6 +142,9 @@ def test_unsloth_where_it_cannot_train(project: Project) -> None:
     said = refused(project, 3, "--provider", "runpod", "--gpu", "H100:2")
     assert "trains on one GPU" in said["what"]
     assert "--gpu H100 " in said["hint"]
+    configure(project, machine={"gpus": 2})
+    said = refused(project, 3, "--provider", "docker")
+    assert "machine.gpus: 2: backend unsloth trains on one GPU" in said["what"]
 
 
 def test_a_second_submit_at_the_same_moment(project: Project) -> None:
