@@ -18,7 +18,8 @@ import yaml
 
 from tests.conftest import REPO
 from tests.local.evaluation.documents import write
-from tests.local.evaluation.judge_double import KEY, MODEL, JudgeDouble, always_first
+from tests.local.evaluation.judge_double import KEY, MODEL, JudgeDouble, always_first, longer
+from tests.local.evaluation.recompute import assert_recomputed
 from tests.local.evaluation.test_judging import answered
 from tests.local.serve_fixtures import Trained, make_trained
 
@@ -105,6 +106,21 @@ def test_a_judge_is_asked_only_after_its_cost_was_agreed_to(trained: Trained, ju
     found = json.loads(out)["data"]
     assert found["judging"]["standing"] == "not used"
     assert found["forgetting"][0]["outcome"] == "nothing to forget"
+
+
+def test_the_judges_counts_are_what_it_said(tmp_path: Path) -> None:
+    """Wins, losses and a tie, counted anew from its verdicts."""
+    right = AFTER["a"]
+    rows = [(f"{number} {kind}", json.loads(right)) for number, kind in enumerate("aabbbc", 1)]
+    before = {"a": f"{right} And it is urgent.", "b": "A bug.", "c": "x" * len(right)}
+    trained = make_trained(tmp_path, rows, before, dict.fromkeys("abc", right))
+    with JudgeDouble(longer) as judge:
+        judge_config(trained, url=judge.url, model=MODEL, api_key_env="JUDGE_KEY", price_input=1, price_output=1)
+        code, _, err = cloudft(trained, "eval", "--judge", "--yes")
+    assert code == 0, err
+    judged = assert_recomputed(trained.run).judging
+    assert judged is not None
+    assert (judged.wins, judged.losses, judged.ties) == (3, 2, 1)
 
 
 def review(trained: Trained, *args: str) -> tuple[subprocess.Popen[str], str]:
