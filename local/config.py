@@ -258,7 +258,7 @@ def load_config(path: Path) -> Config:
     except ValidationError as exc:
         problems = "\n".join(f"  {line}" for line in (_explain(e, raw) for e in exc.errors()))
         raise ConfigError(
-            f"{path} has {exc.error_count()} mistake(s):\n{problems}",
+            f"{path} has {exc.error_count()} mistake{'s' if exc.error_count() > 1 else ''}:\n{problems}",
             effect=NOTHING_STARTED,
             hint="every key is described by:  cloudft init --schema",
         ) from exc
