@@ -20,7 +20,7 @@ from jobs.ticket import ENV_DEADLINE, ENV_TICKET
 # the supervisor gets these words as arguments, and takes none.
 COMMAND = ("python", "-m", "jobs.supervisor")
 # Seconds. The first look is early: an order that was seen can be proved to be taken back.
-FIRST_LOOK, TELL_EVERY = 0.5, 2.0
+FIRST_LOOK, TELL_EVERY, LOOK_WITHIN = 0.5, 2.0, 10.0
 
 
 class Placing:
@@ -79,17 +79,24 @@ class Placing:
                 if done:
                     return task.result()
                 waited += step
-                if not self.seen:
-                    with contextlib.suppress(Exception):
-                        self.seen = await modal_sandboxes.named(client, self.order.name) is not None
+                await self._look(client)
                 if waited >= self._machine_within:
                     self.gave_up_at = self._clock()
                     raise TimeoutError
         finally:
             if not task.done():
+                # Once it is taken back Modal shows it no more: Ctrl-C may have come before the first look's answer.
+                await self._look(client)
                 task.cancel()
                 with contextlib.suppress(BaseException):
                     await task
+
+    async def _look(self, client: Any) -> None:
+        """Whether Modal shows the order, unless that is known."""
+        if not self.seen:
+            with contextlib.suppress(Exception):
+                found = await asyncio.wait_for(modal_sandboxes.named(client, self.order.name), LOOK_WITHIN)
+                self.seen = found is not None
 
     def _request(self, client: Any, app: Any, image: Any, shape: Shape) -> dict[str, Any]:
         """The arguments of ``Sandbox.create``."""

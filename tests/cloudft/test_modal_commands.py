@@ -265,7 +265,6 @@ def test_ctrl_c_while_no_machine_is_free_takes_the_order_back_and_ends_the_run(
         assert time.monotonic() < give_up
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said

@@ -400,16 +400,29 @@ except TakenBack as exc:
 """
 
 
-def test_ctrl_c_during_the_wait_takes_the_order_back_and_says_so() -> None:
+@pytest.mark.parametrize("call", ["SandboxCreate", "SandboxGetFromName"])
+def test_ctrl_c_during_the_wait_takes_the_order_back_and_says_so(call: str) -> None:
+    """Also when it comes before the order was looked for, or before the answer to that look."""
     with ModalDouble() as server:
         server.faults.no_capacity()
         process = _start(server, INTERRUPTED)
-        _wait_for(server)
+        _wait_for(server, call)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "nothing is billed" in said
         assert server.live() == []
+
+
+def test_ctrl_c_after_an_order_that_modal_does_not_show_promises_nothing() -> None:
+    with ModalDouble() as server:
+        server.faults.drop_request("SandboxCreate", times=None)
+        process = _start(server, INTERRUPTED)
+        _wait_for(server, "SandboxCreate")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT
+        assert "nothing is billed" not in said
 
 
 def test_ctrl_c_before_the_order_says_that_nothing_was_ordered() -> None:
