@@ -16,6 +16,7 @@ from cloudft.commands.common import (
     budget_option,
     cloudft_command,
     follow_to_end,
+    goes_on,
     max_rate_option,
     open_project,
 )
@@ -64,16 +65,18 @@ def command(
     wanted = Wanted(provider=provider, gpu=gpu, budget=budget, spot=spot, max_rate=max_rate)
     with interruptible(project), out.progress() as progress:
         submitted = submit(project, wanted, progress, lambda quoted: show_quote(quoted, out))
-    out.note(begun(submitted))
-    if submitted.command is not None:
-        hand_over(submitted, submitted.command, out)
-        return
-    if detach:
-        data = {"run_id": submitted.run.run_id, "status": submitted.record.status, **_found(submitted)}
-        out.result(data, submitted.run.run_id)
-        out.next_commands(*_after_detach(submitted))
-        return
-    view = watch_to_success(open_session(project, submitted.run), out)
+    session = open_session(project, submitted.run)
+    with goes_on(session, "no longer watching"):
+        out.note(begun(submitted))
+        if submitted.command is not None:
+            hand_over(submitted, submitted.command, out)
+            return
+        if detach:
+            data = {"run_id": submitted.run.run_id, "status": submitted.record.status, **_found(submitted)}
+            out.result(data, submitted.run.run_id)
+            out.next_commands(*_after_detach(submitted))
+            return
+        view = watch_to_success(session, out)
     out.result({**view.as_dict(), **_found(submitted)}, ended_message(view))
     out.next_commands(*next_after(view))
 

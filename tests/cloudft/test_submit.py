@@ -173,13 +173,13 @@ def test_ctrl_c_leaves_the_training_running_and_says_so(project: Project) -> Non
     configure(project, train={"max_steps": 3000})
     argv, options = command(project, "submit")
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-    give_up = time.monotonic() + 90
-    while not (project.run_ids() and open_session(project, project.pick_run(None)).record().status == "running"):
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
-    time.sleep(1)
+    assert process.stderr is not None
+    line = ""
+    while not line.startswith("run "):  # it has begun; what follows is the watching
+        line = process.stderr.readline()
+        assert line
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     session = open_session(project, project.pick_run(None))
     try:
         assert process.returncode == 130, said
@@ -190,9 +190,11 @@ def test_ctrl_c_leaves_the_training_running_and_says_so(project: Project) -> Non
         for name in ("logs", "status"):
             argv, options = command(project, name, "--follow")
             follower = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-            time.sleep(3)
+            first = follower.stdout if name == "logs" else follower.stderr
+            assert first is not None
+            assert first.readline()
             follower.send_signal(signal.SIGINT)
-            _, said = follower.communicate(timeout=30)
+            _, said = follower.communicate(timeout=60)
             assert follower.returncode == 130, said
             assert "goes on by itself" in said
     finally:

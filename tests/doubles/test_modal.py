@@ -198,7 +198,7 @@ def test_no_machine_is_silence_and_the_package_waits(played: tuple[ModalDouble, 
     async def wait() -> None:
         image = modal.Image.from_registry("registry.test/x@sha256:00")
         await asyncio.wait_for(
-            future(app=client.app, image=image, client=client.client, gpu="L4", name="cloudft-w"), timeout=1.2
+            future(app=client.app, image=image, client=client.client, gpu="L4", name="cloudft-w"), timeout=3
         )
 
     with pytest.raises(asyncio.TimeoutError):

@@ -271,7 +271,7 @@ def test_a_plain_refusal_is_not_repeated(server: Server, ask: Any, status: int) 
 def test_a_slow_answer_fails_and_is_not_asked_for_again(server: Server) -> None:
     server.script = [completion()]
     server.gate.clear()
-    client = Client(server.endpoint, timeout=0.2)
+    client = Client(server.endpoint, timeout=1)
     answer = client.chat(QUESTION, max_tokens=5)
     client.close()
     assert isinstance(answer, Failure)
