@@ -15,7 +15,9 @@ class Hyperparameters(Section):
     """What a stage can be told. Leave one out and it is chosen from the data, with the reason logged."""
 
     max_steps: int | None = Field(default=None, gt=0, description="Optimiser steps; default: from epochs.")
-    epochs: float | None = Field(default=None, gt=0, description="Passes over the data; default 3 for sft, else 1.")
+    epochs: float | None = Field(
+        default=None, gt=0, le=10_000, description="Passes over the data; default 3 for sft, else 1."
+    )
     batch_size: int | None = Field(default=None, gt=0, description="Rows per step on the device.")
     gradient_accumulation: int | None = Field(default=None, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -93,7 +95,7 @@ class TrainConfig(Hyperparameters):
     template: str | None = Field(default=None, description="File with a Jinja chat template; default: the base's.")
     report_to: list[TrackerName] = Field(default=[], description="Trackers; metrics.jsonl is written always.")
     report_environment: dict[str, str] = Field(default={}, description="The trackers' own settings. Never a key.")
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32, description="Seed of the training.")
 
     @model_validator(mode="after")
     def _each_in_its_place(self) -> TrainConfig:

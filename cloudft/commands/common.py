@@ -51,21 +51,32 @@ def cloudft_command(name: str) -> Callable[[Callable[..., None]], click.Command]
 RENTERS = ("runpod", "modal")
 PROVIDERS = ("local", "docker", *RENTERS, "auto", "manual")
 
+
+class FiniteRange(click.FloatRange):
+    """A range without nan, which is neither in nor out of any other, and without infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number that can be reckoned with", param, ctx)
+        return number
+
+
 max_rate_option = click.option(
     "--max-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Most dollars per hour; stands in for a price that the provider does not tell.",
 )
 
 
-def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+def _dollars(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and value > 0):
         raise click.BadParameter("a budget is a number of dollars above 0, such as 5 or 2.50")
     return value
 
 
 budget_option = click.option(
-    "--budget", type=float, callback=_finite, metavar="USD", help="Most dollars that the run may cost."
+    "--budget", type=float, callback=_dollars, metavar="USD", help="Most dollars that the run may cost."
 )
 run_argument = click.argument("run_id", metavar="[RUN]", required=False)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudft.commands.common import cloudft_command, if_interrupted, open_project, run_argument
+from cloudft.commands.common import FiniteRange, cloudft_command, if_interrupted, open_project, run_argument
 from cloudft.commands.eval_more import More, check_judge, estimate_text, measure_more, more_options, more_text
 from cloudft.errors import CloudftError
 from cloudft.output import Output
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--repeat", type=click.IntRange(min=1), default=1, help="Ask each row so often, each time with a new seed."
 )
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0, the default, decodes greedily.")
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0, the default, decodes greedily.")
 @click.option("--seed", type=int, default=0, help="Seed of the first repeat, where the temperature is above 0.")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Requests at the same time; default: what the server takes."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudft.commands.common import cloudft_command, if_interrupted, open_project, run_argument
+from cloudft.commands.common import FiniteRange, cloudft_command, if_interrupted, open_project, run_argument
 from cloudft.errors import UsageError
 from cloudft.output import Output
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-kl",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     metavar="NATS",
     help="Largest divergence from the 16-bit merge to accept, per token.",
 )

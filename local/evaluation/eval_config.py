@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from jobs.spec import Frozen
 from local.evaluation.address import is_address
 from local.evaluation.judge_prompt import CRITERIA
+from local.section import Section
 
 
-class LadderConfig(Frozen):
+class LadderConfig(Section):
     """The ladder from the base to the served endpoint: `cloudft eval --ladder`."""
 
     examples: int = Field(default=5, ge=0, le=100, description="Training rows that the few-shot rung shows the base.")
@@ -24,7 +24,7 @@ class LadderConfig(Frozen):
     )
 
 
-class JudgeConfig(Frozen):
+class JudgeConfig(Section):
     """A model that compares the answers before and after, at any OpenAI-compatible endpoint."""
 
     url: str = Field(description="The endpoint's address, such as https://api.example.com/v1.")
@@ -55,7 +55,7 @@ class JudgeConfig(Frozen):
         return url.rstrip("/").removesuffix("/chat/completions")
 
 
-class ReviewConfig(Frozen):
+class ReviewConfig(Section):
     """The person's own spot check: `cloudft review`."""
 
     pairs: int = Field(default=30, gt=0, description="Pairs of answers to look at.")

@@ -99,6 +99,10 @@ def test_a_users_packages_of_the_same_names_do_not_shadow_ours(tmp_path: Path) -
         (["sumbit"], "no such command"),
         (["submit", "--detatch"], "no such option"),
         (["quantize", "a", "b"], "unexpected extra argument"),
+        (["submit", "--max-rate", "nan"], "no number"),
+        (["eval", "--temperature", "nan"], "no number"),
+        (["eval", "--temperature", "inf"], "no number"),
+        (["quantize", "--max-kl", "nan"], "no number"),
     ],
 )
 def test_a_typing_mistake_is_code_2_with_a_way_out(

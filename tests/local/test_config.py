@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -63,6 +64,37 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     error = refusal(tmp_path, "project: Bad Name\ntrain: {epochs: -1}\n")
     for place in ("project", "base", "data", "task", "train.epochs"):
         assert f"\n  {place}: " in error.what
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("budget",),
+        ("monthly_budget",),
+        ("boot_minutes",),
+        ("machine", "max_rate"),
+        ("machine", "max_bid"),
+        ("train", "learning_rate"),
+        ("train", "epochs"),
+        ("train", "weight_decay"),
+        ("judge", "price_output"),
+        ("ladder", "max_loss"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_is_none_is_refused(tmp_path: Path, place: tuple[str, ...], value: float) -> None:
+    raw: dict[str, Any] = {**GOOD, "judge": {"url": "https://host/v1", "model": "m"}}
+    section = raw if len(place) == 1 else raw.setdefault(place[0], {})
+    section[place[-1]] = value
+    found = refusal(tmp_path, yaml.safe_dump(raw)).what
+    assert f"{'.'.join(place)}: input should be" in found
+    assert "1 mistake" in found
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_would_refuse_on_the_machine_is_refused_at_home(tmp_path: Path, seed: int) -> None:
+    assert "train.seed: input should be" in refusal(tmp_path, yaml.safe_dump({**GOOD, "train": {"seed": seed}})).what
+    load(tmp_path, yaml.safe_dump({**GOOD, "train": {"seed": 2**32 - 1}}))
 
 
 def test_a_rule_of_our_own_is_a_plain_sentence(tmp_path: Path) -> None:
