@@ -13,6 +13,7 @@ unknown column may well be the one that its author thinks is used.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,13 @@ class Message:
 
 
 def question(messages: Iterable[Message]) -> str:
-    """What the user asks first, without regard to case and blanks."""
-    first = next(m.content for m in messages if m.role == "user")
-    return " ".join(first.casefold().split())
+    """What the user asks first, without regard to case, blanks and the way in which characters are written."""
+    return " ".join(plain(next(m.content for m in messages if m.role == "user")).split())
+
+
+def plain(text: str) -> str:
+    """A text as it is compared: compatible forms unified (many tokenizers do no less), case folded."""
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Row:
         return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":"))
 
     def question(self) -> str:
-        """What the user asks first, without regard to case and blanks: rows that share it are kin."""
+        """What the user asks first: rows that share it are kin."""
         return question(self.messages)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from local.jsonl import Bad, parse_rows, quoted, read_text, refusal, text
+from local.planning.data import plain
 
 # So many words of a question in a row are no accident (GPT-3's authors looked for 13, Brown et al., 2020, appendix C);
 # a question of fewer words must stand there whole, and one of less than five says nothing.
@@ -80,4 +81,4 @@ def _runs(words: list[str], length: int) -> Iterable[tuple[str, ...]]:
 
 
 def _words(value: str) -> list[str]:
-    return _WORD.findall(value.casefold())
+    return _WORD.findall(plain(value))

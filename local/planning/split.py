@@ -1,6 +1,6 @@
 """Rows → what is trained on, what each stage is measured on, and the hold-out that training never sees.
 
-The split is drawn by question: rows that ask the same thing (without regard to case and blanks) stay on one
+The split is drawn by question: rows that ask the same thing (see ``data.question``) stay on one
 side, so that no answer of the hold-out was seen in training. It depends on the rows and the seed alone, and a
 row that is added later moves few others. The validation rows are drawn from the training rows in the same way: they
 travel to the training machine, which measures each stage on them, but trains on none.
@@ -9,7 +9,8 @@ travel to the training machine, which measures each stage on them, but trains on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -69,7 +70,7 @@ def split(rows: list[Row], holdout: float | Path, seed: int, validation: float |
     distinct = _distinct(rows)
     duplicates = len(rows) - len(distinct)
     if isinstance(holdout, Path):
-        found = load_rows(holdout)
+        found = load_rows(holdout, "data.holdout")
         held = _distinct(found)
         asked = {row.question() for row in held}
         rest = tuple(row for row in distinct if row.question() not in asked)
@@ -133,14 +134,24 @@ def _refuse_too_few(parts: Split, given: int, holdout: float | Path) -> None:
     if train >= LEAST_TRAIN and held >= LEAST_HOLDOUT:
         return
     how = f"the file {holdout}" if isinstance(holdout, Path) else f"a share of {holdout}"
-    left_out = [
+    alike = 0 if isinstance(holdout, Path) else _alike((*parts.train, *parts.holdout))
+    reasons = [
         f"{parts.duplicates} repeated rows are left out" if parts.duplicates else "",
         f"{parts.contaminated} rows are left out because the hold-out asks the same" if parts.contaminated else "",
+        f"{alike} rows have the same first message of the user, and such rows stay on one side" if alike else "",
     ]
-    notes = "".join(f"; {note}" for note in left_out if note)
+    notes = "".join(f"; {reason}" for reason in reasons if reason)
     raise DataError(
         f"too few rows: of {given}, with {how} held out, {train} are left to train on (at least {LEAST_TRAIN}) "
         f"and {held} to measure with (at least {LEAST_HOLDOUT}){notes}",
         effect=NOTHING,
-        hint="add examples: a few hundred are a good start; or set data.holdout in cloudft.yaml",
+        hint="put what differs between the rows into the user's first message"
+        if alike
+        else "add examples: a few hundred are a good start; or set data.holdout in cloudft.yaml",
     )
+
+
+def _alike(rows: Sequence[Row]) -> int:
+    """How many rows ask the one question that more than half of them ask; 0 if there is none."""
+    most = max(Counter(row.question() for row in rows).values(), default=0)
+    return most if most > max(1, len(rows) / 2) else 0

@@ -65,6 +65,7 @@ LONG = "please tell me which of the many small tickets of this week was answered
     [
         (f"A log. «{LONG.upper()}» And so on.", False),
         ("x " + LONG.replace(" ", ",  ") + " y", False),
+        (LONG.replace("many", "ｍany"), False),
         # Thirteen words of it are enough, twelve are not.
         (" ".join(LONG.split()[2:15]), False),
         (" ".join(LONG.split()[2:14]), True),

@@ -111,8 +111,9 @@ def test_the_training_file_as_hold_out_leaves_nothing_to_train_on(tmp_path: Path
 
 
 def test_a_hold_out_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound) as caught:
         split(ROWS, tmp_path / "none.jsonl", 7)
+    assert "data.holdout" in caught.value.hint
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.2, 20.0, float("nan")])
@@ -127,6 +128,7 @@ def test_too_few_rows_are_refused_with_the_numbers(count: int, share: float, tra
         split(ROWS[:count], share, 7)
     assert f"of {count}, with a share of {share} held out, {train} are left" in caught.value.what
     assert f"{held} to measure with (at least 10)" in caught.value.what
+    assert "first message" not in caught.value.what + caught.value.hint
 
 
 @pytest.mark.parametrize(("count", "share"), [(48, 0.2), (20, 0.5)])
@@ -135,8 +137,15 @@ def test_just_enough_rows_are_taken(count: int, share: float) -> None:
 
 
 def test_one_question_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="0 to measure with"):
+    with pytest.raises(DataError, match=r"0 to measure with.*; 100 rows have the same first message") as caught:
         split([row("the same", answer=str(i)) for i in range(100)], 0.2, 7)
+    assert "user's first message" in caught.value.hint
+
+
+def test_a_question_written_in_other_characters_is_the_same() -> None:
+    """Composed and decomposed, full width, a no-break space: many tokenizers make one of them."""
+    kin = [row("Où est la facture 1？"), row("Où est la facture １?", answer="no")]
+    assert len({one.question() for one in kin}) == 1
 
 
 def test_written_rows_read_back_and_are_known_by_their_hash(tmp_path: Path) -> None:
