@@ -193,9 +193,9 @@ def _modelled(speed: Speed, gpu: Gpu) -> float:
     setup = Setup(speed.method, speed.rows, speed.length, speed.rank, speed.wide, bool(speed.checkpointing))
     tokens = (speed.tokens, speed.tokens)
     if speed.checkpointing is not None:
-        return pace(Shape(**speed.shape), setup, gpu, tokens).middle
-    most = pace(Shape(**speed.shape), replace(setup, checkpointing=True), gpu, tokens).most
-    return Pace(pace(Shape(**speed.shape), setup, gpu, tokens).least, most).middle
+        return pace(speed.shape, setup, gpu, tokens).middle
+    most = pace(speed.shape, replace(setup, checkpointing=True), gpu, tokens).most
+    return Pace(pace(speed.shape, setup, gpu, tokens).least, most).middle
 
 
 def _before(measured: Sequence[Speed]) -> tuple[float, float]:

@@ -18,8 +18,10 @@ from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from jobs.backends import Backend
-from jobs.spec import Frozen, RunSpec
+from jobs.progress import stage_name
+from jobs.spec import Frozen, RunSpec, Stage
 from local.files import write_json
+from local.planning.shape import Shape
 from local.runs.phases import BOOT, DOWNLOAD, START, phases_of
 from local.runs.records import RunRecord
 
@@ -35,7 +37,7 @@ class Speed(Frozen):
     ``seconds`` for one pass over ``tokens`` (padding not counted) in ``rows`` rows on each of ``cards`` cards;
     ``checkpointing`` is None where the machine decided about it. ``peak_bytes`` of memory were in use on one card;
     ``before`` are the seconds from the machine's creation to the first step; None where nobody looked. ``shape`` is
-    that of the base (``local.planning.shape.Shape``).
+    that of the base.
     """
 
     run_id: str
@@ -45,7 +47,7 @@ class Speed(Frozen):
     gpu: str
     cards: int = Field(gt=0)
     base: str
-    shape: dict[str, Any]
+    shape: Shape
     backend: Backend = "trl"
     method: str
     rank: int
@@ -53,8 +55,8 @@ class Speed(Frozen):
     length: int
     wide: bool
     checkpointing: bool | None = None
-    tokens: float = Field(gt=0)
-    seconds: float = Field(gt=0)
+    tokens: float = Field(gt=0, allow_inf_nan=False)
+    seconds: float = Field(gt=0, allow_inf_nan=False)
     peak_bytes: float | None = None
     before: float | None = None
 
@@ -115,23 +117,24 @@ def steady(lines: Sequence[dict[str, Any]], first_step: int = 0) -> tuple[float,
 
 
 def speed_of(
-    record: RunRecord, spec: RunSpec, shape: dict[str, Any], lines: Sequence[dict[str, Any]], told: dict[str, Any]
+    record: RunRecord, spec: RunSpec, shape: Shape, lines: Sequence[dict[str, Any]], told: dict[str, Any]
 ) -> Speed | None:
-    """What a run's last attempt measured; None where it was none worth keeping.
+    """What a run's last attempt measured, in the first of its stages that took long enough; None if none did.
 
     Args:
-        shape: of the base, as a plain mapping.
+        shape: of the base.
         lines: of its ``metrics.jsonl``.
         told: the machine's own account (outcome, result or heartbeat): the card's name, the memory, the phases.
     """
     if not record.attempts:
         return None
-    attempt, stage = record.attempt, spec.stages[0]
+    attempt = record.attempt
     gpu: dict[str, Any] = told.get("gpu") or {}
-    step = steady(lines, int(told.get("resumed_from") or 0))
+    found = _steady_stage(spec, lines, int(told.get("resumed_from") or 0))
     name = gpu_name(attempt.offer.name, gpu)
-    if step is None or not name:
+    if found is None or not name:
         return None
+    stage, step = found
     passes = stage.gradient_accumulation
     return Speed(
         run_id=record.run_id,
@@ -151,9 +154,21 @@ def speed_of(
         wide=stage.dtype == "float32",
         seconds=step[0] / passes,
         tokens=step[1] / passes / attempt.offer.count,
-        peak_bytes=gpu.get("peak_memory_bytes"),
+        # Of several stages nobody knows whose it was.
+        peak_bytes=gpu.get("peak_memory_bytes") if len(spec.stages) == 1 else None,
         before=_before(attempt.created_at, told),
     )
+
+
+def _steady_stage(
+    spec: RunSpec, lines: Sequence[dict[str, Any]], first_step: int
+) -> tuple[Stage, tuple[float, float]] | None:
+    """A stage with what ``steady`` says of its own steps: stages have other rows, and the gate measures between."""
+    for number, stage in enumerate(spec.stages):
+        name = stage_name(spec, number)
+        if step := steady([line for line in lines if line.get("stage") == name], first_step):
+            return stage, step
+    return None
 
 
 def gpu_name(offer: str, gpu: dict[str, Any]) -> str:

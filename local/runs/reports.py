@@ -6,7 +6,6 @@ None of it is worth a failure: what is not there is left out.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +91,6 @@ def learn(session: Session, record: RunRecord, told: dict[str, Any]) -> None:
         spec = read_spec(session.run)
         shape = base_shape(spec.base, session.project.root)
         lines = live_metrics(session, record)
-        speed = speed_of(record, spec, asdict(shape), lines, told) if shape else None
+        speed = speed_of(record, spec, shape, lines, told) if shape else None
         if speed is not None:
             keep_speed(speed)

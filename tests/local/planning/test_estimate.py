@@ -185,6 +185,14 @@ def test_the_table_keeps_each_attempt_once_and_survives_damage(tmp_path: Path) -
     assert [(s.run_id[-4:], s.seconds) for s in read_speeds(path)] == [("ab12", 2.5), ("cd34", 1.5)]
     path.write_text(path.read_text().replace('"seconds": 2.5', '"seconds": "fast"'))
     assert [s.run_id[-4:] for s in read_speeds(path)] == ["cd34"]
+    for damage in ('"layers": 28', '"tokens": 1000.0'):
+        alone = tmp_path / "alone.json"
+        keep_speed(measured(), alone)
+        whole = alone.read_text()
+        assert len(read_speeds(alone)) == whole.count(damage) == 1
+        alone.write_text(whole.replace(damage, damage.partition(":")[0] + ": Infinity"))
+        assert read_speeds(alone) == ()
+        alone.unlink()
     path.write_text("{")
     assert read_speeds(path) == ()
 

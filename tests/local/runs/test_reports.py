@@ -16,7 +16,7 @@ from local.base import lock_base
 from local.planning.measured import read_speeds
 from local.progress import silent
 from local.runs.pull import pull
-from local.runs.records import attempt_prefix, run_prefix, write_record
+from local.runs.records import attempt_prefix, read_spec, run_prefix, write_record
 from local.runs.session import Session
 from local.runs.watch import draw_loss, follow, look
 from tests.jobs.train_fixtures import SETTINGS, Stage
@@ -57,7 +57,7 @@ def session(tmp_path: Path, tiny_base: Path) -> Session:
     return session
 
 
-def ended(session: Session, scratch: Path, **more: Any) -> None:
+def ended(session: Session, scratch: Path, steps: list[dict[str, Any]] = STEPS, **more: Any) -> None:
     """A run that has ended well, with all that a machine tells."""
     result = put_adapter(session, scratch) | {
         "gpu": GPU,
@@ -67,7 +67,7 @@ def ended(session: Session, scratch: Path, **more: Any) -> None:
     result |= {"started_at": session.record().attempt.created_at + 60, "phases": {"fetch": 30.0, "train": 113.0}}
     prefix = attempt_prefix(RUN_ID, 1)
     session.store.put_bytes(f"{run_prefix(RUN_ID)}/{RESULT}", json.dumps(result).encode())
-    session.store.put_bytes(f"{prefix}/{METRICS}", "".join(json.dumps(line) + "\n" for line in STEPS).encode())
+    session.store.put_bytes(f"{prefix}/{METRICS}", "".join(json.dumps(line) + "\n" for line in steps).encode())
     session.store.put_bytes(f"{prefix}/{AUDIT}", b'{"where": "machine"}')
     folder = scratch / "tracking" / "tensorboard"
     folder.mkdir(parents=True)
@@ -101,6 +101,25 @@ def test_a_run_that_ended_teaches_its_speed_for_the_next(session: Session, tmp_p
     assert (speed.peak_bytes, speed.before) == (10**10, pytest.approx(98))
     pull(session, silent)
     assert len(read_speeds()) == 1
+
+
+def test_a_speed_is_that_of_one_stage_and_of_no_other(session: Session, tmp_path: Path) -> None:
+    """Stages differ in their rows, and the gate measures between them."""
+    spec = read_spec(session.run)
+    quick, slow = spec.stages[0], spec.stages[0].model_copy(update={"batch_size": 3, "gradient_accumulation": 1})
+    several = spec.model_copy(update={"stages": (quick, slow)})
+    session.run.spec.write_bytes(several.canonical())
+    write_record(session.run, session.record().model_copy(update={"spec_sha256": several.sha256()}), "test")
+    # Too few steps of the first, then a minute of measuring, then steps of two seconds and 900 tokens.
+    later = [
+        {"stage": "2-sft", "step": 5 + n, "loss": 1.0, "tokens": 2500 + 900 * n, "elapsed_s": 60 + 2.0 * n}
+        for n in range(1, 31)
+    ]
+    ended(session, tmp_path, steps=[*STEPS[:5], *later])
+    pull(session, silent)
+    (speed,) = read_speeds()
+    assert (speed.rows, speed.seconds, speed.tokens) == pytest.approx((3, 2.0, 900))
+    assert speed.peak_bytes is None
 
 
 def test_a_result_that_is_the_base_is_not_called_an_adapter_that_survives(session: Session, tmp_path: Path) -> None:
