@@ -81,24 +81,28 @@ def _show(project: Project, review: Review, out: Output) -> None:
     document = record_review(review)
     written = write_report(project, review.run)
     check = document.spot_check
-    assert check is not None
     data = {
         "run_id": document.run_id,
         "votes": str(review.votes.path),
-        "spot_check": check.model_dump(mode="json"),
+        "spot_check": check.model_dump(mode="json") if check else None,
         "judging": document.judging.model_dump(mode="json") if document.judging else None,
     }
     out.result(data, _text(document))
+    again = f"cloudft review {document.run_id}"
+    if check is None:
+        out.next_commands(again)
+        return
     missing = check.drawn - len(review.votes.votes)
     out.note(f"\nwritten: {review.votes.path}" + (f"; {missing} pairs are still open" if missing else ""))
     out.note(f"report:  {written.html}")
-    out.next_commands("cloudft review --export pairs.jsonl")
+    preferred = [f"{again} --export pairs.jsonl"] if check.before + check.after else []
+    out.next_commands(*([again] if missing else []), *preferred)
 
 
 def _text(document: Document) -> str:
     check, judging = document.spot_check, document.judging
-    assert check is not None
-    return check.sentence + (f"\n{judging.sentence}" if judging else "")
+    said = check.sentence if check else "no vote was given, and none is counted"
+    return said + (f"\n{judging.sentence}" if judging else "")
 
 
 def _export(review: Review, path: Path, out: Output) -> None:

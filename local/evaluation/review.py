@@ -65,7 +65,8 @@ def open_review(run: RunFolder, count: int, seed: int) -> Review:
 
 
 def record_review(review: Review) -> Document:
-    """Put the votes, and what they say about the judge, into the run's evaluation.
+    """Put the votes, and what they say about the judge, into the run's evaluation. Without a vote nobody has checked
+    anything, and nothing is said of a person.
 
     Raises:
         Busy: the run is being evaluated; the votes are kept, and the next review or judging counts them.
@@ -73,7 +74,7 @@ def record_review(review: Review) -> Document:
     with alone(review.run):
         document = read_document(review.run)
         found = judged_pairs(review.run, review.pairs, document.judging)
-        check = spot_check(review, found)
+        check = spot_check(review, found) if review.votes.votes else None
         sections: dict[str, Any] = {"spot_check": check}
         if document.judging is not None and found is not None:
             sections["judging"] = with_standing(document.judging, found, check)

@@ -143,6 +143,12 @@ def test_a_review_is_stopped_and_goes_on_and_is_exported(trained: Trained) -> No
     assert (code, "no vote prefers an answer yet" in err) == (4, True)
 
     process, url = review(trained, "--pairs", "4")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["data"]["spot_check"] is None
+
+    process, url = review(trained, "--pairs", "4")
     press(url, "left")
     press(url, "right")
     process.send_signal(signal.SIGINT)
