@@ -161,9 +161,14 @@ def cost_text(plan: JudgePlan) -> str:
     cost, known = plan.estimate, len(plan.asked) - plan.estimate.requests
     price = "at an unknown price" if cost.usd is None else f"at most ${cost.usd:.2f} at the prices in cloudft.yaml"
     cached = f", {known} known already" if known else ""
+    written = (
+        "any number to write, since judge.parameters leave max_tokens out"
+        if cost.completion_tokens is None
+        else f"at most {cost.completion_tokens} to write"
+    )
     return (
         f"judge {plan.config.model} at {plan.config.url}: {cost.pairs} pairs, {cost.requests} requests{cached}; about "
-        f"{cost.prompt_tokens} tokens to read and at most {cost.completion_tokens} to write, {price}"
+        f"{cost.prompt_tokens} tokens to read and {written}, {price}"
     )
 
 

@@ -7,6 +7,7 @@ it says is marked as unchecked until a person has looked at a sample (see ``revi
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ from local.project import Project, RunFolder
 ENGINE: Final = "judge"
 WORKERS: Final = 4
 VERDICTS: Final = "judge-verdicts.jsonl"
-TOKEN: Final = 3  # characters, few, so that the estimate is rather too high
+# Characters of a token in ASCII, and bytes of one in any other script: few, so that the estimate is rather too high.
+ASCII_TOKEN: Final = 3
+OTHER_TOKEN: Final = 2
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,13 @@ class JudgeQuestion(Question):
 
 @dataclass(frozen=True)
 class Cost:
-    """What judging will take at most. ``requests``: those that are not in the cache; ``usd``: None if a price is not
-    known."""
+    """What judging will take at most. ``requests``: those that are not in the cache; ``completion_tokens``: None if
+    nothing limits them; ``usd``: None if these or a price are not known."""
 
     pairs: int
     requests: int
     prompt_tokens: int
-    completion_tokens: int
+    completion_tokens: int | None
     usd: float | None
 
 
@@ -96,8 +99,9 @@ def plan_judging(project: Project, run: RunFolder, config: JudgeConfig, *, use_c
     cache = AnswerCache(project.state / "cache", {"judge": config.url, "model": config.model}) if use_cache else None
     known = known_answers([one for _, _, one in asked], cache, ENGINE)
     new = [one for number, (_, _, one) in enumerate(asked) if number not in known]
-    prompt = sum(len(message["content"]) for one in new for message in one.question.messages) // TOKEN
-    answers = len(new) * config.max_tokens
+    prompt = sum(_tokens(message["content"]) for one in new for message in one.question.messages)
+    longest = _longest(config)
+    answers = None if longest is None else len(new) * longest
     estimate = Cost(len(pairs), len(new), prompt, answers, _usd(config, prompt, answers))
     return JudgePlan(config, tuple(pairs), asked, cache, endpoint, estimate)
 
@@ -146,8 +150,23 @@ def _asked(pair: Pair, order: Order, config: JudgeConfig) -> Asked:
     return Asked(question, Sampling(), f"the judge, row {pair.row}")
 
 
-def _usd(config: JudgeConfig, prompt_tokens: int, completion_tokens: int) -> float | None:
-    if config.price_input is None or config.price_output is None:
+def _tokens(text: str) -> int:
+    """About so many, of any tokenizer, and rather too many."""
+    ascii_ = sum(char.isascii() for char in text)
+    others = len(text.encode(errors="replace")) - ascii_
+    return math.ceil(ascii_ / ASCII_TOKEN + others / OTHER_TOKEN)
+
+
+def _longest(config: JudgeConfig) -> int | None:
+    """Tokens that one answer may take, as it is sent; None if nothing limits them."""
+    sent = {"max_tokens": config.max_tokens, **config.parameters}
+    limits = [sent.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    # Which of two counts is the service's affair.
+    return max((limit for limit in limits if isinstance(limit, int)), default=None)
+
+
+def _usd(config: JudgeConfig, prompt_tokens: int, completion_tokens: int | None) -> float | None:
+    if config.price_input is None or config.price_output is None or completion_tokens is None:
         return None
     return (prompt_tokens * config.price_input + completion_tokens * config.price_output) / 1e6
 

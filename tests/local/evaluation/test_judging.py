@@ -164,6 +164,38 @@ def test_verdicts_are_cached_and_the_cost_is_known_before(
     assert plan_judging(project, run, unknown).estimate.usd is None
 
 
+@pytest.mark.parametrize(
+    ("parameters", "longest"),
+    [
+        ({"max_completion_tokens": 4000}, 4000),
+        ({"max_tokens": None, "max_completion_tokens": 40}, 40),
+        ({"max_tokens": 7}, 7),
+        ({"max_tokens": None}, None),
+    ],
+)
+def test_the_cost_is_that_of_what_is_sent(
+    config: JudgeConfig, evaluated: tuple[Project, RunFolder], parameters: dict[str, int | None], longest: int | None
+) -> None:
+    project, run = evaluated
+    estimate = plan_judging(project, run, config.model_copy(update={"parameters": parameters})).estimate
+    assert estimate.completion_tokens == (None if longest is None else 40 * longest)
+    assert (estimate.usd is None) == (longest is None)
+
+
+@pytest.mark.parametrize(("text", "least", "most"), [("word " * 300, 400, 600), ("问题已经解决" * 100, 600, 1200)])
+def test_scripts_with_more_tokens_than_ascii_are_not_taken_for_cheap(
+    config: JudgeConfig, tmp_path: Path, text: str, least: int, most: int
+) -> None:
+    """English has more than three characters a token, Chinese about one."""
+    project = Project(tmp_path)
+    run = project.run("r1")
+    spent = []
+    for answer in ("", text):
+        write(run, answered(["before"]), answered([f"after{answer}"]))
+        spent.append(plan_judging(project, run, config).estimate.prompt_tokens)
+    assert least <= (spent[1] - spent[0]) / 2 <= most
+
+
 def test_it_goes_on_where_it_was_interrupted(
     judge: JudgeDouble, config: JudgeConfig, evaluated: tuple[Project, RunFolder]
 ) -> None:
@@ -242,6 +274,21 @@ def test_a_person_who_disagrees_contradicts_the_judge(
     assert found is not None
     assert found.standing == "contradicted by a person"
     assert found.sentence.endswith("contradicted by a person")
+
+
+def test_a_page_that_nobody_voted_on_says_nothing_of_a_person(
+    config: JudgeConfig, evaluated: tuple[Project, RunFolder]
+) -> None:
+    project, run = evaluated
+    judged(project, run, config)
+    assert record_review(open_review(run, 30, 7)).spot_check is None
+    vote(run, "longer", count=1)
+    review = open_review(run, 30, 7)
+    assert review.votes.undo()
+    document = record_review(review)
+    assert document.spot_check is None
+    assert document.judging is not None
+    assert document.judging.standing == "not checked by a person"
 
 
 def test_a_few_votes_are_no_check(config: JudgeConfig, evaluated: tuple[Project, RunFolder]) -> None:
