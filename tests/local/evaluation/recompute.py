@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+import local.evaluation
 from local.evaluation.document.eval_json import Document, read_document
 from local.evaluation.document.measurement import FAILED, OTHER
 from local.evaluation.document.outputs import OutputLine, read_outputs
 from local.project import RunFolder
 from tests.local.evaluation.rebootstrap import bootstrap, differ, field_f1, paired
+from tests.local.evaluation.rescore import right
 
 
 def assert_recomputed(run: RunFolder) -> Document:
@@ -46,15 +50,23 @@ def assert_recomputed(run: RunFolder) -> Document:
         _assert_ladder(run, raw, schema, keys)
     if document.judging is not None:
         _assert_judging(run, raw)
+    assert_forgetting(run)
     return document
+
+
+def assert_forgetting(run: RunFolder) -> None:
+    """Fails unless all numbers of the general set, if it was asked, are what its answers say."""
+    for found in json.loads(run.evaluation.read_bytes())["forgetting"]:
+        if found["suite"] == "basics":
+            _assert_basics(run, found)
 
 
 def _judge(line: OutputLine, schema: dict[str, Any], keys: list[str]) -> dict[str, bool]:
     answer = _object(line)
-    right = {f"exact_match.{key}": _text(answer, key) == _text(line.expected, key) for key in keys}
-    right = right if answer is not None else dict.fromkeys(right, False)
+    same = {f"exact_match.{key}": _text(answer, key) == _text(line.expected, key) for key in keys}
+    same = same if answer is not None else dict.fromkeys(same, False)
     valid = answer is not None and jsonschema.Draft202012Validator(schema).is_valid(answer)
-    found = {"schema_valid": valid, "exact_match": all(right.values()), **right}
+    found = {"schema_valid": valid, "exact_match": all(same.values()), **same}
     assert {name: bool(score) for name, score in line.score.items()} == found
     return found
 
@@ -127,9 +139,25 @@ def _assert_comparison(found: dict[str, Any], pairs: list[tuple[bool, bool]]) ->
     assert found["change"] == pytest.approx((gained - lost) / len(pairs))
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert found["p_value"] == pytest.approx(p)
-    assert found["low"] <= found["change"] <= found["high"]
+    assert (found["low"], found["high"]) == pytest.approx(_newcombe(pairs), abs=1e-9)
     shown = found["p_adjusted"] < 0.05
     assert found["outcome"] == (("better" if gained > lost else "worse") if shown else "undecided")
+
+
+def _newcombe(pairs: list[tuple[bool, bool]]) -> tuple[float, float]:
+    """The interval of the change (Newcombe 1998, method 10), with the signs and letters of the paper: the first share
+    is that after."""
+    n = len(pairs)
+    e, f, g, h = (pairs.count(pair) for pair in ((True, True), (False, True), (True, False), (False, False)))
+    (l2, u2), (l3, u3) = _wilson(e + f, n), _wilson(e + g, n)
+    theta, margins = (f - g) / n, (e + f) * (g + h) * (e + g) * (f + h)
+    above = e * h - f * g
+    corrected = max(above - n / 2, 0) if above > 0 else above
+    phi = corrected / margins**0.5 if margins else 0.0
+    dl2, du2, dl3, du3 = (e + f) / n - l2, u2 - (e + f) / n, (e + g) / n - l3, u3 - (e + g) / n
+    delta = max(dl2**2 - 2 * phi * dl2 * du3 + du3**2, 0) ** 0.5
+    epsilon = max(du2**2 - 2 * phi * du2 * dl3 + dl3**2, 0) ** 0.5
+    return max(theta - delta, -1), min(theta + epsilon, 1)
 
 
 def _assert_holm(raw: dict[str, Any]) -> None:
@@ -195,6 +223,7 @@ def _assert_ladder(run: RunFolder, raw: dict[str, Any], schema: dict[str, Any], 
         assert compared["change"] == pytest.approx((gained - lost) / len(pairs))
         p_values.append(binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
         assert compared["p_value"] == pytest.approx(p_values[-1])
+        assert (compared["low"], compared["high"]) == pytest.approx(_newcombe(pairs), abs=1e-9)
     for place, step in enumerate(sorted(ladder["steps"], key=lambda step: step["comparison"]["p_value"])):
         least = min(1.0, (len(p_values) - place) * step["comparison"]["p_value"])
         assert step["comparison"]["p_adjusted"] >= least - 1e-12
@@ -216,3 +245,44 @@ def _assert_judging(run: RunFolder, raw: dict[str, Any]) -> None:
     assert found["win_rate"]["value"] == pytest.approx((wins + found["ties"] / 2) / found["pairs"])
     p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     assert found["p_value"] == pytest.approx(p)
+
+
+def _assert_basics(run: RunFolder, found: dict[str, Any]) -> None:
+    """The general set from the models' own words: each answer by the rules that stand beside its question."""
+    shipped = (Path(local.evaluation.__file__).parent / "general_set.jsonl").read_bytes()
+    questions = [json.loads(line) for line in shipped.splitlines()]
+    assert (found["sha256"], found["n"]) == (hashlib.sha256(shipped).hexdigest(), len(questions))
+    hits: dict[str, list[bool]] = {}
+    answers: dict[str, list[Any]] = {}
+    for label, ref in found["outputs"].items():
+        raw = (run.root / ref["path"]).read_bytes()
+        lines = [json.loads(line) for line in raw.split(b"\n") if line]
+        assert (hashlib.sha256(raw).hexdigest(), len(lines)) == (ref["sha256"], ref["lines"])
+        assert [line["prompt"][-1]["content"] for line in lines] == [one["question"] for one in questions]
+        answers[label] = [line["answer"] for line in lines]
+        hits[label] = [right(one["check"], said) for one, said in zip(questions, answers[label], strict=True)]
+        _assert_share(found[label], hits[label])
+    for name, part in found["parts"].items():
+        at = [number for number, one in enumerate(questions) if one["part"] == name]
+        assert part["n"] == len(at)
+        for label, all_hits in hits.items():
+            _assert_share(part[label], [all_hits[number] for number in at])
+    assert set(found["parts"]) == {one["part"] for one in questions}
+    pairs = list(zip(hits["before"], hits["after"], strict=True))
+    _assert_comparison(found["comparison"], pairs)
+    lost = [number for number, pair in enumerate(pairs) if pair == (True, False)][: len(found["regressions"])]
+    assert [one["id"] for one in found["regressions"]] == [questions[number]["id"] for number in lost]
+    for shown, number in zip(found["regressions"], lost, strict=True):
+        assert (shown["before"], shown["after"]) == (answers["before"][number], answers["after"][number])
+    assert len(found["regressions"]) == min(10, pairs.count((True, False)))
+    was, now = sum(hits["before"]), sum(hits["after"])
+    nothing = was < 6 and found["comparison"]["outcome"] != "better"
+    assert found["outcome"] == ("nothing to forget" if nothing else found["comparison"]["outcome"])
+    told = f"{was} of {len(pairs)} general questions, the tuned model {now}" if nothing else f"{was} → {now} of"
+    assert told in found["sentence"]
+
+
+def _assert_share(estimate: dict[str, Any], hits: list[bool]) -> None:
+    assert (estimate["hits"], estimate["of"]) == (sum(hits), len(hits))
+    assert estimate["value"] == sum(hits) / len(hits)
+    assert (estimate["low"], estimate["high"]) == pytest.approx(_wilson(sum(hits), len(hits)), abs=1e-9)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from cloudft.errors import NotFound, UsageError
+from local.evaluation.basics import GeneralScorer
 from local.evaluation.document.eval_json import read_document
 from local.evaluation.document.forgetting import Forgetting
-from local.evaluation.document.measurement import LABELS
-from local.evaluation.document.outputs import OutputLine, prompt_sha256, read_outputs
+from local.evaluation.document.measurement import LABELS, Label
+from local.evaluation.document.outputs import OutputLine, output_bytes, outputs_path, prompt_sha256, read_outputs
+from local.evaluation.endpoint import Reply
 from local.evaluation.evaluate import evaluate_run
 from local.evaluation.forgetting import SHOWN, GeneralAnswers, conclude
 from local.evaluation.general import load_items
 from local.evaluation.measuring import Settings
+from local.evaluation.sections import write_sections
 from local.evaluation.suites import measure_forgetting
 from local.progress import silent
+from tests.local.evaluation.recompute import assert_forgetting
+from tests.local.evaluation.rescore import right
 from tests.local.serve_fixtures import Trained, make_trained
 
 FILES = {"before": "b.jsonl", "after": "a.jsonl"}
@@ -140,6 +146,48 @@ def test_the_set_is_asked_of_both_models_through_the_served_endpoint(trained: Tr
     assert result.after.hits == 0
     assert {example.id for example in result.regressions} == known
     assert result.outcome == "nothing to forget"
+    assert_forgetting(trained.run)
+
+
+def test_every_number_of_it_is_what_the_answers_say(trained: Trained) -> None:
+    """The models of the test before know next to nothing; these know much, and have forgotten some of it."""
+    items, sha256 = load_items()
+    scorer = GeneralScorer(items)
+    random = Random(7)
+    lines: dict[Label, list[OutputLine]] = {label: [] for label in LABELS}
+    for label, knows in (("before", 0.8), ("after", 0.5)):
+        for row in scorer.rows():
+            other = random.choice(items).expected
+            answer = random.choice([row.text, f"{row.text}\n"]) if random.random() < knows else other
+            scored = scorer.score(Reply(answer, "stop", 1, 1), row)
+            lines[label].append(  # type: ignore[index]
+                OutputLine(
+                    row=row.number,
+                    prompt=row.prompt,
+                    prompt_sha256=row.prompt_sha256,
+                    expected=row.expected,
+                    answer=answer,
+                    score=dict(scored.score),
+                )
+            )
+    paths = {label: outputs_path(trained.run, f"basics-{label}") for label in LABELS}
+    given = GeneralAnswers(
+        "basics", "title", "MIT", "right", lines, [i.id for i in items], [i.part for i in items], sha256
+    )
+    result = conclude(given, {label: path.name for label, path in paths.items()})
+    assert result.outcome == "worse"
+    write_sections(trained.run, [(paths[label], output_bytes(lines[label])) for label in LABELS], forgetting=(result,))
+    assert_forgetting(trained.run)
+
+
+def test_both_readings_of_the_rules_agree_on_odd_answers() -> None:
+    """Each answer of the set to each of its questions, as it stands and spoilt in some ways."""
+    items, _ = load_items()
+    spoilt = ["{}", "{}.", "It is {}", "{0}\n\n{0}", "-{}", "{}, 1,000", "{} v1.2.3", "(7) {}", "{}-{}"]
+    said = [form.format(one.expected, one.expected) for one in items for form in spoilt]
+    said += [answer.upper() for answer in said[:: len(spoilt)]] + ["ÄRGER 1", "don't", "１２", "", "\n"]
+    for item in items:
+        assert [item.right(answer) for answer in said] == [right(item.check, answer) for answer in said]
 
 
 def test_a_suite_is_measured_anew_beside_the_others(trained: Trained) -> None:
