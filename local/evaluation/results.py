@@ -21,7 +21,7 @@ from local.evaluation.holdout import NOTHING_WRITTEN
 from local.evaluation.measuring import Measured, Question, Settings, Target, measure_target
 from local.evaluation.own_metric import own_metric_defs
 from local.evaluation.sections import document_bytes, keep_sections
-from local.evaluation.tasks.base import MetricDef, Scored
+from local.evaluation.tasks.base import MetricDef
 from local.evaluation.verdict import caveats, verdict
 from local.files import atomic_open
 from local.progress import Progress
@@ -117,13 +117,13 @@ def _document(ground: Ground, metrics: Mapping[str, MetricDef], measured: Sequen
     question, n = ground.question, len(ground.question.rows)
     primary = question.task.primary or question.scorer.primary
     before, after = (side.scores for side in measured)
-    if primary not in metrics or not _applies(metrics[primary], primary, before):
+    found = analyse(metrics, before, after, primary) if primary in metrics else None
+    if found is None or primary not in found.after:
         raise ConfigError(
             f"task.primary: {primary} does not apply to any row of the hold-out",
             effect=NOTHING_WRITTEN,
-            hint=f"there are {', '.join(metrics)}",
+            hint=f"there are {', '.join(found.after if found else metrics)}",
         )
-    found = analyse(metrics, before, after, primary)
     about = {name: metrics[name].about for name in found.after}
     names = (ground.mark.removeprefix("-") or "before", f"after{ground.mark}")
     estimates = (found.before, found.after)
@@ -213,7 +213,3 @@ def _completed(side: Measured, own: Sequence[str]) -> Measured:
         line.model_copy(update={"score": dict(scored.score)}) for line, scored in zip(side.lines, flat, strict=True)
     ]
     return replace(side, scores=scores, lines=lines)
-
-
-def _applies(metric: MetricDef, name: str, scores: Sequence[Sequence[Scored]]) -> bool:
-    return metric.value is not None or any(name in scored.score for scored in scores[0])

@@ -130,16 +130,18 @@ def load_task(config: TaskConfig, root: Path, rows: Iterable[DataRow] = ()) -> T
 
 
 def check_rows(task: Task, rows: Iterable[DataRow]) -> None:
-    """Refuse, before it costs anything, a hold-out whose expected answers do not keep to the task.
+    """Refuse, before it costs anything, a hold-out that cannot be measured as the task says.
 
     Raises:
-        DataError: names the first few by line.
+        DataError: expected answers do not keep to the task; names the first few by line.
+        ConfigError: the metric that is to decide is about none of the rows.
     """
     scorer = task.scorer()
-    problems = []
+    problems, held = [], []
     for row in rows:
         try:
-            expected_row(scorer, row.line, [{"role": m.role, "content": m.content} for m in row.messages])
+            messages = [{"role": m.role, "content": m.content} for m in row.messages]
+            held.append(expected_row(scorer, row.line, messages))
         except ValueError as exc:
             problems.append(f"  line {row.line}: {exc}")
     if problems:
@@ -151,6 +153,19 @@ def check_rows(task: Task, rows: Iterable[DataRow]) -> None:
             effect=NOTHING,
             hint="mend these rows of data.path, or change the section task of cloudft.yaml",
         )
+    primary = task.primary
+    if primary and primary in scorer.metrics and not any(_is_about(scorer, primary, row) for row in held):
+        raise ConfigError(
+            f"task.primary: {primary} is about none of the {len(held)} held-out rows",
+            effect=NOTHING,
+            hint="name another metric, or hold out rows that it is about",
+        )
+
+
+def _is_about(scorer: Scorer, metric: str, row: Row) -> bool:
+    """Whether a row has a part in a metric whatever is answered, as an answer that never came shows."""
+    missing = scorer.score(None, row)
+    return metric in missing.score or any(missing.pooled.get(metric, ()))
 
 
 def expected_row(scorer: Scorer, number: int, messages: list[dict[str, Any]]) -> Row:

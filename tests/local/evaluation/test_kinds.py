@@ -244,6 +244,16 @@ def test_calls_of_tools(tmp_path: Path) -> None:
     assert lines[1].problem == "now: 'zone' is a required property"
 
 
+def test_a_metric_that_no_row_is_about_is_no_verdict(tmp_path: Path) -> None:
+    """A task of an older submit, which looked at less."""
+    task = ToolsTask(tools=TOOLS, max_tokens=32, primary="call_f1")
+    trained = make_trained(tmp_path, [("Hi. b", "Hello!")], {"b": "Hello."}, {"b": "Hello!"}, task=task)
+    with pytest.raises(ConfigError, match="call_f1 does not apply to any row") as caught:
+        evaluate_run(trained.project, trained.run, progress=silent)
+    assert "no_call" in caught.value.hint
+    assert "call_f1" not in caught.value.hint
+
+
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 

@@ -150,6 +150,23 @@ def test_held_out_rows_that_cannot_be_measured_are_named_before_it_costs(root: P
         check_rows(code, rows("x"))
 
 
+CALL = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("primary", "fit", "unfit"),
+    [("parallel", [CALL * 2, "Hi."], [CALL, "Hi."]), ("no_call", ["Hi."], [CALL]), ("call_f1", [CALL], ["Hi.", "No."])],
+)
+def test_a_metric_that_is_about_no_row_cannot_decide(
+    root: Path, primary: str, fit: list[str], unfit: list[str]
+) -> None:
+    """The task is frozen at submit: later it could not be changed any more, and nothing be measured."""
+    task = load_task(config(root, kind="tools", tools="tools.json", primary=primary).task, root)
+    check_rows(task, rows(*fit))
+    with pytest.raises(ConfigError, match=f"task.primary: {primary} is about none of the {len(unfit)} held-out rows"):
+        check_rows(task, rows(*unfit))
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"kind": "poetry"}', "[1]"])
 def test_a_damaged_task_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "task.json").write_text(text)
