@@ -38,8 +38,13 @@ class Message:
 
 
 def question(messages: Iterable[Message]) -> str:
-    """What the user asks first, without regard to case, blanks and the way in which characters are written."""
-    return " ".join(plain(next(m.content for m in messages if m.role == "user")).split())
+    """What the user asks first, as it is compared."""
+    return plain_question(next(m.content for m in messages if m.role == "user"))
+
+
+def plain_question(text: str) -> str:
+    """Without regard to case, blanks and the way in which characters are written."""
+    return " ".join(plain(text).split())
 
 
 def plain(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.spec import RunSpec
+from local.planning.data import plain_question
 from local.project import RunFolder
 from local.report.model import DataFacts, Spread
 from local.runs.runlock import RunLock
@@ -30,9 +31,9 @@ class _Row:
 
     @property
     def question(self) -> str:
-        """As ``local.planning.data.Row.question``: rows that share it are kin."""
+        """As the split knows it: rows that share it are kin."""
         first = next((m for m in self.messages if m.get("role") == "user"), {})
-        return " ".join(_text(first.get("content")).casefold().split())
+        return plain_question(_text(first.get("content")))
 
     @property
     def system(self) -> str | None:
