@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from jobs.curve import read_lines
 from jobs.spec import RunSpec
 from local.project import RunFolder
 from local.report.model import Curve, Moment, Money, Payment, Table, Training
@@ -30,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def training(run: RunFolder, spec: RunSpec, record: RunRecord, result: dict[str, Any]) -> Training:
     """How the training went, as far as it has come home."""
     trainer = result.get("trainer") or {}
-    lines = _metrics(run.metrics)
+    lines = [line for line in read_lines(run.metrics) if isinstance(line.get("step"), int)]
     last = lines[-1] if lines else {}
     planned = sum(stage.max_steps for stage in spec.stages)
     return Training(
@@ -80,30 +82,14 @@ def _audit(audit: dict[str, Any]) -> Table | None:
     return Table("Label audit: what the model learned from", columns, rows)
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines that can be read; a log that was cut in the middle of one still tells the rest."""
-    try:
-        raw = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    found = []
-    for line in raw:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and isinstance(value.get("step"), int):
-            found.append(value)
-    return found
-
-
 def _curve(lines: list[dict[str, Any]]) -> Curve:
     def points(name: str) -> tuple[tuple[int, float], ...]:
-        return tuple((line["step"], float(line[name])) for line in lines if isinstance(line.get(name), (int, float)))
+        values = ((line["step"], line.get(name)) for line in lines)
+        return tuple((step, float(v)) for step, v in values if isinstance(v, (int, float)) and math.isfinite(v))
 
     starts, stage = [], None
     for line in lines:
-        if line.get("stage") != stage:
+        if line.get("stage", stage) != stage:
             stage = line["stage"]
             starts.append((line["step"], str(stage)))
     return Curve(points("loss"), points("eval_loss"), tuple(starts))

@@ -53,6 +53,14 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     )
 
 
+def test_a_log_with_odd_lines_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
+    project, run = made_up.make_run(tmp_path, made_up.Scenario(evaluated=False))
+    whole = write_report(project, run).report.training.curve
+    odd = ['{"stage": "2-dpo", "step": 121, "loss": NaN}', '{"step": 122, "eval_loss": Infinity}', '{"step": 12']
+    run.metrics.write_text(run.metrics.read_text() + "\n".join(odd))
+    assert write_report(project, run).report.training.curve == whole
+
+
 def test_what_is_not_rented_costs_nothing_and_says_so(tmp_path: Path) -> None:
     written = write_report(*made_up.make_run(tmp_path, made_up.Scenario(rented=False)))
     assert "Nothing was rented: the run cost no money." in (written.folder / "report.md").read_text(encoding="utf-8")
