@@ -30,7 +30,7 @@ def verdict(
     if found.outcome == "undecided":
         examples = before.of or n
         shown = f"{examples} examples" if examples != 1 else "1 example"
-        sentence = f"no difference that {shown} can show: {moved} ({interval}){_needed(found, examples)}"
+        sentence = f"no difference that {shown} can show: {moved} ({interval}){_needed(about, found, examples)}"
     else:
         sentence = f"{found.outcome}, {moved} ({interval})"
     if worse:
@@ -56,10 +56,11 @@ def _moved(n: int, name: str, about: Metric, before: Estimate, after: Estimate) 
     return f"{name} {before.value:.3f} → {after.value:.3f} on {n}"
 
 
-def _needed(found: Comparison, n: int) -> str:
+def _needed(about: Metric, found: Comparison, n: int) -> str:
     if found.rows_needed is None:
-        # No change at all: what is known is how large one would have shown.
-        least = smallest_change(n)
+        # Where no row changed at all, it is known how large a change of a share would have shown.
+        still = about.unit == "share" and found.gained == found.lost == 0
+        least = smallest_change(n) if still else None
         return f"; a change of {100 * least:.0f} points would have shown" if least else ""
     if found.rows_needed > MOST:
         return "; more than a million would be needed"

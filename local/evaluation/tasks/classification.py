@@ -98,6 +98,7 @@ def labels_in(texts: Sequence[str], label_key: str) -> tuple[str, ...]:
         parsed, _ = parse_object(text)
         label = text.strip() if parsed is None else parsed.get(label_key)
         if not isinstance(label, str) or not label:
-            raise ValueError(f"an answer has no label: {text[:80]!r}")
+            where = "" if parsed is None else f" at {label_key!r} (task.label_key)"
+            raise ValueError(f"an answer has no label{where}: {text[:80]!r}")
         found.add(label)
     return tuple(sorted(found))

@@ -82,6 +82,22 @@ def test_two_models_that_answer_alike_say_what_would_have_shown() -> None:
     assert few.sentence.endswith("points)")
 
 
+def test_what_would_have_shown_is_said_of_shares_without_any_change_alone() -> None:
+    """With gains and losses in balance a change of eight points would have been lost among them."""
+    before, after = hits(50, 100), hits(60, 100)
+    after[:10] = [0.0] * 10
+    found, said = compare(scores(before), scores(after))
+    assert (found.comparisons["hit"].gained, found.comparisons["hit"].lost) == (10, 10)
+    assert said.sentence.endswith("points)")
+    mean = {"mean": ratio("A mean.")}
+    same = [Scored({"mean": place / 100}) for place in range(100)]
+    alike = analyse(mean, [same], [same], "mean")
+    sentence = verdict(
+        100, "mean", mean["mean"].about, alike.before["mean"], alike.after["mean"], alike.comparisons
+    ).sentence
+    assert sentence.endswith("(95% CI of the change +0.000 to +0.000)")
+
+
 def test_rows_that_did_not_show_it_are_never_called_enough() -> None:
     # Five gains and no loss: the formula alone would find four rows enough.
     found, said = compare(scores(hits(0, 5)), scores(hits(5, 5)))

@@ -102,5 +102,5 @@ def test_an_expected_answer_must_have_a_label(text: str, says: str) -> None:
 
 def test_labels_are_found_in_the_data() -> None:
     assert labels_in(["b", '{"label": "a", "x": 1}', " b "], "label") == ("a", "b")
-    with pytest.raises(ValueError, match="no label"):
+    with pytest.raises(ValueError, match=r"no label at 'label' \(task.label_key\)"):
         labels_in(["a", '{"class": "a"}'], "label")
