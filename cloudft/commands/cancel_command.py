@@ -32,7 +32,7 @@ def command(run_id: str | None, out: Output, directory: Path, at_once: bool) -> 
         for view in cancel(session, at_once):
             progress("stop and save", note=f"{view.phase}{'' if at_once else _while_silent(view)}")
     out.result(view.as_dict(), describe(view))
-    out.next_commands(*next_after(view))
+    out.next_commands(*next_after(view, run_id))
 
 
 def _while_silent(view: View) -> str:

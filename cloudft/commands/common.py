@@ -81,6 +81,11 @@ budget_option = click.option(
 run_argument = click.argument("run_id", metavar="[RUN]", required=False)
 
 
+def of_run(run_id: str | None) -> str:
+    """What follows a command that is proposed next: the run that was named. None named is the latest, as there."""
+    return f" {run_id}" if run_id else ""
+
+
 def open_project(directory: Path) -> Project:
     from local.project import find_project
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def command(out: Output, directory: Path) -> None:
     from local.demo.demo_project import write_demo_project
     from local.scaffold import write_serving_files
 
-    again = f"cloudft demo -C {directory}"
+    again = f"cloudft demo -C {shlex.quote(str(directory))}"
     with if_interrupted("interrupted", "what was made so far is kept, and the next demo is quicker", again):
         with out.progress() as progress:
             project = write_demo_project(directory, progress)
@@ -88,7 +89,11 @@ def _show(project: Project, out: Output) -> None:
     }
     out.result(data, text)
     out.next_commands(
-        *_reachable(), f"cd {project.root}", "cloudft serve", "cloudft status", "cloudft init -C my-project"
+        *_reachable(),
+        f"cd {shlex.quote(str(project.root))}",
+        "cloudft serve",
+        "cloudft status",
+        "cloudft init -C my-project",
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudft.commands.common import FiniteRange, cloudft_command, if_interrupted, open_project, run_argument
+from cloudft.commands.common import FiniteRange, cloudft_command, if_interrupted, of_run, open_project, run_argument
 from cloudft.commands.eval_more import More, check_judge, estimate_text, measure_more, more_options, more_text
 from cloudft.errors import CloudftError
 from cloudft.output import Output
@@ -65,7 +65,7 @@ def command(
         check_judge(more, load_config(project.config_file), read_task(run.task).kind)
     settings = Settings(limit, repeat, temperature, seed, workers, use_cache=not no_cache)
     unharmed = if_interrupted(
-        "interrupted", "no result was written; an earlier evaluation is unchanged", "cloudft eval"
+        "interrupted", "no result was written; an earlier evaluation is unchanged", "type the same command again"
     )
     with unharmed, out.progress() as progress:
         against = other_endpoint(endpoint, model, key_env)
@@ -86,7 +86,7 @@ def command(
         out.next_commands("docker compose up serve    (or: cloudft serve)")
     else:
         # Nothing to serve yet: first the rows that tell why.
-        out.next_commands("cloudft report --open")
+        out.next_commands(f"cloudft report{of_run(run_id)} --open")
 
 
 def evaluation_text(document: Document) -> str:

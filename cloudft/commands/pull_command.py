@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cloudft.commands.common import cloudft_command, follow_to_end, if_interrupted, open_run, run_argument
+from cloudft.commands.common import cloudft_command, follow_to_end, if_interrupted, of_run, open_run, run_argument
 from cloudft.output import Output
 
 
@@ -48,4 +48,4 @@ def command(run_id: str | None, out: Output, directory: Path, wait: bool) -> Non
     if pulled.stages and len(kept_out(pulled.stages)) == len(pulled.stages):
         text += "\nno stage made the model better, so this is the base: what is served would be what it was"
     out.result(data, text)
-    out.next_commands("cloudft quantize")
+    out.next_commands(f"cloudft quantize{of_run(run_id)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudft.commands.common import FiniteRange, cloudft_command, if_interrupted, open_project, run_argument
+from cloudft.commands.common import FiniteRange, cloudft_command, if_interrupted, of_run, open_project, run_argument
 from cloudft.errors import UsageError
 from cloudft.output import Output
 
@@ -76,6 +76,9 @@ def command(
                 project, run, types, imatrix=imatrix, max_kl=max_kl, step_up=step_up, progress=progress
             )
     _show(versions, out)
+    serve = "docker compose up serve    (or: cloudft serve)"
+    # A model of a folder belongs to no run, and has no hold-out.
+    out.next_commands(*([] if folder else [f"cloudft eval{of_run(run_id)}"]), serve)
 
 
 def _stoppable() -> AbstractContextManager[None]:
@@ -107,7 +110,6 @@ def _show(versions: list[Version], out: Output) -> None:
     lines = [_line(version) for version in versions]
     lines.append(f"current model: {versions[0].name}")
     out.result({**made[0], "versions": made}, "\n".join(lines))
-    out.next_commands("cloudft eval", "docker compose up serve    (or: cloudft serve)")
 
 
 def _line(version: Version) -> str:

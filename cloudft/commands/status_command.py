@@ -14,6 +14,7 @@ from cloudft.commands.common import (
     duration,
     follow_to_end,
     gpu_note,
+    of_run,
     open_project,
     open_run,
     run_argument,
@@ -43,7 +44,7 @@ def command(run_id: str | None, out: Output, directory: Path, follow: bool, show
     picture = draw_loss(session)
     text = describe(view) + (f"\n  picture     {picture}" if picture else "")
     out.result({**view.as_dict(), "loss_picture": picture}, text)
-    out.next_commands(*next_after(view))
+    out.next_commands(*next_after(view, run_id))
 
 
 def _all(out: Output, directory: Path) -> None:
@@ -163,18 +164,19 @@ def ended_message(view: View) -> str:
     return f"run {view.run_id} {view.status}{reason}{': ' + trained if trained else ''}; {view.survives}{stages}"
 
 
-def next_after(view: View) -> tuple[str, ...]:
-    """The commands that follow the state of a run."""
+def next_after(view: View, run_id: str | None = None) -> tuple[str, ...]:
+    """The commands that follow the state of a run; ``run_id``: as it was typed, if it was."""
+    of = of_run(run_id)
     if not view.ended:
-        return ("cloudft status --follow", "cloudft logs -f", "cloudft cancel")
+        return (f"cloudft status{of} --follow", f"cloudft logs{of} -f", f"cloudft cancel{of}")
     if view.evaluated:
         return ("cloudft serve",)
     if view.quantized:
-        return ("cloudft eval", "cloudft serve")
+        return (f"cloudft eval{of}", "cloudft serve")
     if view.pulled:
-        return ("cloudft quantize",)
+        return (f"cloudft quantize{of}",)
     if view.status in ("completed", "stopped") and "adapter" in view.survives and "no adapter" not in view.survives:
-        return ("cloudft pull && cloudft quantize",)
+        return (f"cloudft pull{of} && cloudft quantize{of}",)
     if all(attempt["state"] == "refused" for attempt in view.attempts):
         return ("cloudft offers", "cloudft submit") if view.budget_usd is not None else ("cloudft submit",)
-    return ("cloudft logs", "cloudft submit")
+    return (f"cloudft logs{of}", "cloudft submit")

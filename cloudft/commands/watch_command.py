@@ -20,4 +20,4 @@ def command(run_id: str | None, out: Output, directory: Path) -> None:
     """
     view = follow_to_end(open_run(directory, run_id), out, may_rent=True)
     out.result(view.as_dict(), describe(view))
-    out.next_commands(*next_after(view))
+    out.next_commands(*next_after(view, run_id))

@@ -84,6 +84,21 @@ def test_a_result_in_several_objects_comes_home_and_goes_on_inside_of_one(sessio
         pull(session, silent)
 
 
+def test_the_next_command_is_about_the_run_that_was_named(
+    session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a name it would be about the latest, which may be another one."""
+    put_adapter(session, tmp_path)
+    root = str(session.project.root)
+    for name, of in (((RUN_ID,), f" {RUN_ID}"), ((), "")):
+        told = []
+        for command in ("status", "pull", "status"):
+            assert run([command, *name, "-C", root]) == 0
+            told.append(capsys.readouterr().err.partition("next:\n")[2].split("\n")[0])
+        first = f"  cloudft pull{of} && cloudft quantize{of}" if name else "  cloudft quantize"
+        assert told == [first, f"  cloudft quantize{of}", f"  cloudft quantize{of}"]
+
+
 def test_ctrl_c_keeps_what_came_and_says_so(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
