@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,10 +157,19 @@ def _agreed(more: More, out: Output) -> bool:
     return True
 
 
+def cents_up(usd: float) -> float:
+    """In whole cents, and never less: what is said to be the most must be."""
+    return math.ceil(round(usd * 100, 6)) / 100
+
+
 def cost_text(plan: JudgePlan) -> str:
     """What the judge will cost at most."""
     cost, known = plan.estimate, len(plan.asked) - plan.estimate.requests
-    price = "at an unknown price" if cost.usd is None else f"at most ${cost.usd:.2f} at the prices in cloudft.yaml"
+    price = (
+        "at an unknown price"
+        if cost.usd is None
+        else f"at most ${cents_up(cost.usd):.2f} at the prices in cloudft.yaml"
+    )
     cached = f", {known} known already" if known else ""
     written = (
         "any number to write, since judge.parameters leave max_tokens out"

@@ -87,9 +87,9 @@ def _rents_nothing() -> Iterator[None]:
 
 def _submit(wanted: Wanted, budget: float) -> list[str]:
     """The submit that means what was asked here."""
-    words = ["cloudft submit", *(f"--gpu {name}" for name in wanted.gpu), f"--budget {budget:g}"]
+    words = ["cloudft submit", *(f"--gpu {name}" for name in wanted.gpu), f"--budget {budget:.12g}"]
     words += [f"--provider {wanted.provider}"] if wanted.provider else []
-    words += [f"--max-rate {wanted.max_rate:g}"] if wanted.max_rate is not None else []
+    words += [f"--max-rate {wanted.max_rate:.12g}"] if wanted.max_rate is not None else []
     return [*words, "--spot"] if wanted.spot else words
 
 

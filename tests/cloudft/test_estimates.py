@@ -12,7 +12,9 @@ import yaml
 
 from cloudft.cli import run
 from cloudft.commands.common import gpu_note, live_note
+from cloudft.commands.offers_command import _submit
 from cloudft.commands.status_command import describe
+from local.config import Wanted
 from local.project import Project
 from local.runs.watch import View
 from tests.cloudft.test_rented_commands import call, configure, project, server
@@ -143,3 +145,8 @@ def test_a_terminal_without_unicode_gets_no_bars(monkeypatch: pytest.MonkeyPatch
         text = describe(view())
         ascii_only.write(text)
     assert "█" not in text
+
+
+def test_the_proposed_submit_has_the_very_budget_that_was_asked_about() -> None:
+    words = _submit(Wanted(max_rate=1.2345678, provider="runpod"), 1234567.25)
+    assert " ".join(words) == "cloudft submit --budget 1234567.25 --provider runpod --max-rate 1.2345678"

@@ -16,6 +16,10 @@ import httpx
 import pytest
 import yaml
 
+from cloudft.commands.eval_more import cost_text
+from local.evaluation.endpoint import Endpoint
+from local.evaluation.eval_config import JudgeConfig
+from local.evaluation.judging import Cost, JudgePlan
 from tests.conftest import REPO
 from tests.local.evaluation.documents import write
 from tests.local.evaluation.judge_double import KEY, MODEL, JudgeDouble, always_first, longer
@@ -106,6 +110,16 @@ def test_a_judge_is_asked_only_after_its_cost_was_agreed_to(trained: Trained, ju
     found = json.loads(out)["data"]
     assert found["judging"]["standing"] == "not used"
     assert found["forgetting"][0]["outcome"] == "nothing to forget"
+
+
+@pytest.mark.parametrize(
+    ("usd", "said"), [(0.0, "at most $0.00"), (0.0031, "at most $0.01"), (0.07, "at most $0.07"), (0.0701, "$0.08")]
+)
+def test_the_most_that_a_judge_costs_is_not_rounded_down(usd: float, said: str) -> None:
+    cost = Cost(pairs=2, requests=4, prompt_tokens=10, completion_tokens=None, usd=usd)
+    plan = JudgePlan(JudgeConfig(url="https://host/v1", model="m"), (), (), None, Endpoint("", "", "", ""), cost)
+    assert said in cost_text(plan)
+    assert "any number to write" in cost_text(plan)
 
 
 def test_the_judges_counts_are_what_it_said(tmp_path: Path) -> None:
