@@ -24,6 +24,8 @@ from local.evaluation.tasks.base import MetricDef, Row
 from local.files import sha256_file
 
 NOTHING = "nothing was measured; answers that were given already are kept"
+# A file that is a script too may call sys.exit: that would end us without a word, and even with success.
+ENDS = (Exception, SystemExit)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class OwnMetric:
         }
         try:
             given = self.function(reply.text, row.text, shown)
-        except Exception as exc:
+        except ENDS as exc:
             raise self._wrong(row, f"{type(exc).__name__}: {exc}{_place(exc)}") from exc
         found = (
             {f"{self.name}.{key}": v for key, v in given.items()} if isinstance(given, Mapping) else {self.name: given}
@@ -133,12 +135,12 @@ def _import(path: Path, spec: str) -> ModuleType:
         sys.path.append(str(path.parent))
     try:
         found.loader.exec_module(module)
-    except Exception as exc:
+    except ENDS as exc:
         raise _refused(spec, f"{path} cannot be imported: {type(exc).__name__}: {exc}{_place(exc)}") from exc
     return module
 
 
-def _place(exc: Exception) -> str:
+def _place(exc: BaseException) -> str:
     """Where in the user's code it happened."""
     frames = traceback.extract_tb(exc.__traceback__)
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""

@@ -71,6 +71,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     ("code", "says"),
     [
         ("def score(a, e, r): return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def score(a, e, r): raise SystemExit(0)", "SystemExit: 0"),
         ("def score(a): return 1", "TypeError"),
         ("def score(a, e, r): return 'good'", "score is 'good'"),
         ("def score(a, e, r): return None", "score is None"),
@@ -94,6 +95,7 @@ def test_the_line_of_the_mistake_is_named(tmp_path: Path) -> None:
     ("code", "name", "says"),
     [
         ("import nothing_of_the_kind", "score", "cannot be imported: ModuleNotFoundError"),
+        ("import sys\nsys.exit(0)", "score", "cannot be imported: SystemExit: 0"),
         ("def score(:", "score", "cannot be imported: SyntaxError"),
         ("score = 7", "score", "has no function 'score'"),
         ("", "other", "has no function 'other'"),
