@@ -232,6 +232,20 @@ def json_schema() -> dict[str, Any]:
     return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cloudft.yaml"}
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Safe YAML in which no key stands twice: the first value, a budget's or a whole section's, would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path) -> Config:
     """Read and validate a ``cloudft.yaml``.
 
@@ -239,10 +253,10 @@ def load_config(path: Path) -> Config:
         ConfigError: the file is missing, is no YAML mapping, or breaks a rule; every breach is named.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)  # noqa: S506 - it is a safe one
     except FileNotFoundError as exc:
         raise ConfigError(f"{path} is not there", hint="make a project:  cloudft init") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, ValueError) as exc:  # a date that there is not is no YAMLError
         where = getattr(exc, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         problem = getattr(exc, "problem", None) or str(exc)

@@ -109,6 +109,10 @@ def test_a_rule_of_our_own_is_a_plain_sentence(tmp_path: Path) -> None:
         ("- a\n- b\n", "list"),
         ("project: [unclosed\nbase: x\n", "line 2"),
         ("project: a\n\tbase: b\n", "line 2"),
+        ("project: a\nbudget: 5\nbudget: 500\n", "line 3: this is not YAML: the key 'budget' stands there twice"),
+        ("train:\n  seed: 1\ntrain:\n  epochs: 2\n", "line 3"),
+        ("? [a]\n: 1\n", "line 1"),
+        ("project: 2026-13-45\n", "month must be in 1..12"),
     ],
 )
 def test_a_malformed_file_says_where(tmp_path: Path, text: str, says: str) -> None:
