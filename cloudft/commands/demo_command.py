@@ -31,7 +31,8 @@ def command(out: Output, directory: Path) -> None:
     from local.scaffold import write_serving_files
 
     again = f"cloudft demo -C {shlex.quote(str(directory))}"
-    with if_interrupted("interrupted", "what was made so far is kept, and the next demo is quicker", again):
+    kept = "what was made so far is kept, a training that has begun goes on by itself, and the next demo is quicker"
+    with if_interrupted("interrupted", kept, again):
         with out.progress() as progress:
             project = write_demo_project(directory, progress)
         write_serving_files(project.root)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cloudft.commands.common import PROVIDERS, budget_option, cloudft_command, if_interrupted, open_project
+from cloudft.commands.common import PROVIDERS, budget_option, cloudft_command, goes_on, if_interrupted, open_project
 from cloudft.commands.diff_command import describe
 from cloudft.commands.submit_command import begun, hand_over, interruptible, show_quote, watch_to_success
-from cloudft.errors import UsageError
+from cloudft.errors import Interrupted, UsageError
 from cloudft.output import Output
 
 if TYPE_CHECKING:
     from local.config import ProviderName
     from local.planning.quote import Quote
-    from local.project import Project
+    from local.project import Project, RunFolder
     from local.runs.reproduce import Plan
-    from local.runs.submit import Submitted
 
 
 @cloudft_command("reproduce")
@@ -48,21 +48,26 @@ def command(
     """
     from local.config import Wanted
     from local.runs.reproduce import plan_reproduction, reproduce
+    from local.runs.session import open_session
 
     project = open_project(directory)
     old = project.pick_run(run_id)
     with interruptible(project), out.progress() as progress:
         plan = plan_reproduction(project, old, Wanted(provider=provider, gpu=gpu, budget=budget), progress)
         submitted = reproduce(project, plan, progress, _asking(plan, yes, out))
-    out.note("\n".join([f"run {old.run_id} again", *(f"  differs     {text}" for text in plan.differences)]))
-    out.note(begun(submitted))
-    if submitted.command is not None:
-        hand_over(submitted, submitted.command, out)
-    elif detach:
-        out.result({"run_id": submitted.run.run_id, "of": old.run_id}, submitted.run.run_id)
-        out.next_commands("cloudft status --follow", f"cloudft diff {old.run_id} {submitted.run.run_id}")
-    else:
-        _finish(project, plan, submitted, out)
+    session = open_session(project, submitted.run)
+    with _compared_later(old, submitted.run), goes_on(session, "no longer watching"):
+        out.note("\n".join([f"run {old.run_id} again", *(f"  differs     {text}" for text in plan.differences)]))
+        out.note(begun(submitted))
+        if submitted.command is not None:
+            hand_over(submitted, submitted.command, out)
+            return
+        if detach:
+            out.result({"run_id": submitted.run.run_id, "of": old.run_id}, submitted.run.run_id)
+            out.next_commands("cloudft status --follow", f"cloudft diff {old.run_id} {submitted.run.run_id}")
+            return
+        watch_to_success(session, out)
+    _finish(project, plan, submitted.run, out)
 
 
 def _asking(plan: Plan, yes: bool, out: Output) -> Callable[[Quote], None]:
@@ -85,14 +90,23 @@ def _asking(plan: Plan, yes: bool, out: Output) -> Callable[[Quote], None]:
     return agree
 
 
-def _finish(project: Project, plan: Plan, submitted: Submitted, out: Output) -> None:
-    """Watch it, take it as far as the old run went, and compare."""
+@contextlib.contextmanager
+def _compared_later(old: RunFolder, run: RunFolder) -> Iterator[None]:
+    """Ctrl-C during the training: say besides how to come to the comparison."""
+    try:
+        yield
+    except Interrupted as exc:
+        steps = (f"{name} {run.run_id}" for name in ("pull", "quantize", "eval", f"diff {old.run_id}"))
+        exc.hint += "    when it has ended:  " + " && ".join(f"cloudft {step}" for step in steps)
+        raise
+
+
+def _finish(project: Project, plan: Plan, run: RunFolder, out: Output) -> None:
+    """Take what was trained as far as the old run went, and compare."""
     from local.runs.compare import diff_runs
     from local.runs.reproduce import complete
-    from local.runs.session import open_session
 
-    run, old = submitted.run, project.run(plan.lock.run_id)
-    watch_to_success(open_session(project, run), out)
+    old = project.run(plan.lock.run_id)
     unharmed = if_interrupted("interrupted", "the new run is trained; nothing is lost", f"cloudft pull {run.run_id}")
     with unharmed, out.progress() as progress:
         complete(project, plan, run, progress)

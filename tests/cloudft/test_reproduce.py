@@ -6,7 +6,11 @@ That a run that is reproduced has the same bytes is shown in tests/test_whole_pa
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,8 @@ from local.runs.records import read_record, write_record
 from local.runs.submit import write_run
 from tests.doubles.runpod import BootTimes, RunpodDouble
 from tests.services.s3 import S3Server
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 def configure(project: Project, **changes: Any) -> None:
@@ -126,6 +132,29 @@ def test_renting_asks_first_and_keeps_to_the_budget(
         refused(project, capsys, 9, "--provider", "runpod", "--budget", "0.01", "--yes")
         refused(project, capsys, 9, "--provider", "runpod", "--yes")
         assert double.calls_of("POST /v2/pods") == []
+
+
+@pytest.mark.train
+def test_ctrl_c_says_that_the_training_goes_on_and_how_to_come_to_the_comparison(project: Project) -> None:
+    old = the_run(project)
+    argv = [sys.executable, "-m", "cloudft"]
+    options: Any = {"cwd": project.root, "env": os.environ | {"PYTHONPATH": str(REPO)}, "text": True}
+    process = subprocess.Popen([*argv, "reproduce", old.run_id], stderr=subprocess.PIPE, **options)
+    assert process.stderr is not None
+    begun = False
+    while not begun:
+        line = process.stderr.readline()
+        assert line
+        begun = line.strip() == f"run {old.run_id} again"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    ended = subprocess.run([*argv, "cancel", "--now", "--json"], capture_output=True, timeout=60, **options)
+    new = the_run(project)
+    assert process.returncode == 130, said
+    assert "the training goes on by itself" in said
+    assert f"cloudft eval {new.run_id} && cloudft diff {old.run_id} {new.run_id}" in said
+    assert new.run_id != old.run_id
+    assert json.loads(ended.stdout)["data"]["run_id"] == new.run_id
 
 
 def test_a_run_beside_itself_has_no_difference(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
