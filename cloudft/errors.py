@@ -41,9 +41,9 @@ class CloudftError(Exception):
         self.hint = hint
 
     def as_dict(self) -> dict[str, object]:
-        """The form that ``--json`` prints."""
+        """The form that ``--json`` prints; ``error`` is the nearest kind of the tree above."""
         return {
-            "error": type(self).__name__,
+            "error": next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__),
             "what": self.what,
             "effect": self.effect,
             "hint": self.hint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from cloudft.output import Output
 
 if TYPE_CHECKING:
     from local.project import Project
+    from local.quantizing.refused import Refused
     from local.serving.versions import Version
 
 
@@ -55,6 +57,7 @@ def command(
 ) -> None:
     """Merge the adapter onto its 16-bit base, quantise, verify, and make it the current model."""
     from local.quantizing.quantize import quantize_model, quantize_types
+    from local.quantizing.refused import SomeRefused
 
     if folder is not None and (run_id is not None or imatrix or adapter_only):
         raise UsageError("--model stands for a whole model: it takes no run, no --imatrix and no --adapter-only")
@@ -65,17 +68,21 @@ def command(
         _write_adapter(project, run_id, out)
         return
     types = kinds or ("Q4_K_M",)
-    with _stoppable(), out.progress() as progress:
-        if folder is not None:
-            versions = quantize_model(
-                project, directory / folder, types, max_kl=max_kl, step_up=step_up, progress=progress
-            )
-        else:
-            run = project.pick_run(run_id)
-            versions = quantize_types(
-                project, run, types, imatrix=imatrix, max_kl=max_kl, step_up=step_up, progress=progress
-            )
-    _show(versions, out)
+    try:
+        with _stoppable(), out.progress() as progress:
+            if folder is not None:
+                versions = quantize_model(
+                    project, directory / folder, types, max_kl=max_kl, step_up=step_up, progress=progress
+                )
+            else:
+                run = project.pick_run(run_id)
+                versions = quantize_types(
+                    project, run, types, imatrix=imatrix, max_kl=max_kl, step_up=step_up, progress=progress
+                )
+    except SomeRefused as exc:
+        _show(exc.versions, exc.refused, out)
+        raise
+    _show(versions, [], out)
     serve = "docker compose up serve    (or: cloudft serve)"
     # A model of a folder belongs to no run, and has no hold-out.
     out.next_commands(*([] if folder else [f"cloudft eval{of_run(run_id)}"]), serve)
@@ -97,7 +104,8 @@ def _write_adapter(project: Project, run_id: str | None, out: Output) -> None:
     out.next_commands(f"llama-server --model BASE.gguf --lora {path}")
 
 
-def _show(versions: list[Version], out: Output) -> None:
+def _show(versions: list[Version], refused: list[Refused], out: Output) -> None:
+    """What was made, and for a program what was refused as well: to a person the error says that."""
     made = [
         {
             "version": version.name,
@@ -109,7 +117,7 @@ def _show(versions: list[Version], out: Output) -> None:
     ]
     lines = [_line(version) for version in versions]
     lines.append(f"current model: {versions[0].name}")
-    out.result({**made[0], "versions": made}, "\n".join(lines))
+    out.result({**made[0], "versions": made, "refused": [asdict(one) for one in refused]}, "\n".join(lines))
 
 
 def _line(version: Version) -> str:

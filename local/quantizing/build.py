@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cloudft.errors import VerifyError
 from local.progress import Progress
 from local.quantizing import merge, onepass, verify
 from local.quantizing.adapter import read_lora
@@ -57,11 +58,12 @@ def build(
         again: the command that was typed, for hints.
 
     Returns:
-        ``merge``: how the adapter was merged, in words; ``took``: type asked for → type made; ``verification``: type
-        made → fields of ``verify.Verification``; ``prompts``: see ``verify_tokens.prompts``.
+        ``merge``: how the adapter was merged, in words; ``took``: type asked for → type made; ``refused``: type asked
+        for → ``what`` and ``hint`` of the error, where no file of it is fit to be served; ``verification``: type made →
+        fields of ``verify.Verification``; ``prompts``: see ``verify_tokens.prompts``.
 
     Raises:
-        CloudftError: see ``lora.read_lora``, ``merge.merge_adapter``, ``onepass.write``, ``verify.inspect``.
+        CloudftError: see ``lora.read_lora``, ``merge.merge_adapter``, ``onepass.write``.
     """
     source = _Source(Path(base), Path(adapter) if adapter else None, Path(toolchain), Path(scratch), progress)
     source.prepare(template)
@@ -70,10 +72,16 @@ def build(
     files.write(list(steps), HeadStart(source.model, source.lora, list(steps)))
     checks = _Checks(source, template, samples, max_kl, again)
     found: dict[str, dict[str, Any]] = {}
-    took = {kind: _first_good(kind, finer, files, checks, found) for kind, finer in steps.items()}
+    took: dict[str, str] = {}
+    refused: dict[str, dict[str, str]] = {}
+    for kind, finer in steps.items():
+        try:
+            took[kind] = _first_good(kind, finer, files, checks, found)
+        except VerifyError as exc:  # of this type: the others may be good
+            refused[kind] = {"what": exc.what, "hint": exc.hint}
     shutil.rmtree(source.model)
     asked = prompts(source.tokenizer, template, samples)
-    return {"merge": source.how, "took": took, "verification": found, "prompts": asked}
+    return {"merge": source.how, "took": took, "refused": refused, "verification": found, "prompts": asked}
 
 
 def _first_good(kind: str, finer: list[str], files: _Files, checks: _Checks, found: dict[str, dict[str, Any]]) -> str:

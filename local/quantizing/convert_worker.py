@@ -19,7 +19,6 @@ from typing import Any
 # By path and with -P, this script has no package around it; nothing of the current folder may stand before ours.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cloudft import errors
 from cloudft.errors import CloudftError, EnvironmentProblem
 
 
@@ -71,10 +70,7 @@ def main(argv: list[str]) -> int:
     except Exception as exc:
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             traceback.print_exc()
-        error = _translated(exc)
-        # By the name of its nearest kind in the one tree of errors, which the parent knows.
-        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-        tell(error={"type": kind, **error.as_dict()})
+        tell(error=_translated(exc).as_dict())
     events.flush()
     # Native libraries may crash while they are taken down; the work is done and reported.
     os._exit(0)

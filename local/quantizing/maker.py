@@ -29,6 +29,7 @@ from local.quantizing.adapter import base_tensors, read_lora, sixteen_bits
 from local.quantizing.divergence import limit_of, steps_up
 from local.quantizing.lora import Lora
 from local.quantizing.quant_types import offered
+from local.quantizing.refused import Refused, all_refused
 from local.quantizing.toolchain import VERSION, ensure_toolchain, require_packages
 from local.quantizing.trained import UNTOUCHED, Trained
 from local.quantizing.verify import Verification
@@ -68,12 +69,32 @@ class Plan:
         return self.trained.folder if self.trained is not None and not self.trained.whole else None
 
 
-def make_all(plan: Plan, project: Project, progress: Progress) -> list[Version]:
-    """The versions of a plan, one for each of its types or for the finer one in its place; made if need be.
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the types of a plan: ``versions``, each once and in the order of the types, and ``refused``."""
+
+    versions: list[Version]
+    refused: list[Refused]
+
+
+def make_one(plan: Plan, project: Project, progress: Progress) -> Version:
+    """The version of a plan for one type; made if need be.
 
     Raises:
         CloudftError: see ``quantize.quantize_types``.
     """
+    (version,) = make_all(plan, project, progress).versions
+    return version
+
+
+def make_all(plan: Plan, project: Project, progress: Progress) -> Outcome:
+    """A version for each type of a plan, or the finer one in its place; made if need be.
+
+    Raises:
+        VerifyError: every type was refused.
+        CloudftError: see ``quantize.quantize_types``.
+    """
+    refused: list[Refused] = []
     there = {kind: version for kind in plan.kinds if (version := _usable(plan, kind, progress)) is not None}
     missing = [kind for kind in plan.kinds if kind not in there]
     if missing:
@@ -82,8 +103,12 @@ def make_all(plan: Plan, project: Project, progress: Progress) -> list[Version]:
         folder, needed = _model_folder(plan, missing, project, progress)
         with building(project) as scratch:
             need_space(project.models, needed, "merging and quantising")
-            there |= _build(plan, missing, folder, toolchain, scratch, progress)
-    return list({version.name: version for version in (there[kind] for kind in plan.kinds)}.values())
+            made, refused = _build(plan, missing, folder, toolchain, scratch, progress)
+            there |= made
+    if not there:
+        raise all_refused(refused)
+    versions = {there[kind].name: there[kind] for kind in plan.kinds if kind in there}
+    return Outcome(list(versions.values()), refused)
 
 
 def _usable(plan: Plan, kind: str, progress: Progress) -> Version | None:
@@ -155,8 +180,12 @@ def _build(
     toolchain: Path,
     scratch: Path,
     progress: Progress,
-) -> dict[str, Version]:
-    """Build types of the plan in ``scratch``, and rename them into place; type asked for → what came of it."""
+) -> tuple[dict[str, Version], list[Refused]]:
+    """Build types of the plan in ``scratch``, and rename into place what passed.
+
+    Returns:
+        Type asked for → the version made; and the types that were refused.
+    """
     steps = {kind: steps_up(kind) if plan.step_up else [] for kind in kinds}
     wanted = list(dict.fromkeys([*kinds, *(finer for rest in steps.values() for finer in rest)]))
     made = {kind: scratch / f"made-{kind}" for kind in wanted}  # not the scratch folder itself: only its owner reads it
@@ -181,12 +210,17 @@ def _build(
         scratch,
         progress,
     )
-    there = {kind: _put_in_place(plan, kind, made[kind], found, scratch) for kind in found["verification"]}
-    return {kind: there[found["took"][kind]] for kind in kinds}
+    manifests = {kind: _complete(plan, kind, made[kind], found) for kind in found["verification"]}
+    # Each is whole by itself: whoever interrupts here keeps those that have their names, and the rest is made again.
+    there = {
+        kind: _put_in_place(plan.roots[kind], made[kind], manifest, scratch) for kind, manifest in manifests.items()
+    }
+    versions = {kind: there[took] for kind, took in found["took"].items()}
+    return versions, [Refused(kind, **why) for kind, why in found["refused"].items()]
 
 
-def _put_in_place(plan: Plan, kind: str, made: Path, found: dict[str, Any], scratch: Path) -> Version:
-    """Give a folder with a verified file its manifest and its name."""
+def _complete(plan: Plan, kind: str, made: Path, found: dict[str, Any]) -> Manifest:
+    """Put beside a verified file all else that its version has."""
     if plan.template is not None:
         write_text(made / TEMPLATE, served_template(plan.template))
     manifest = Manifest(
@@ -207,10 +241,14 @@ def _put_in_place(plan: Plan, kind: str, made: Path, found: dict[str, Any], scra
     )
     write_text(made / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     write_text(made / PROMPTS, json.dumps(found["prompts"], ensure_ascii=False) + "\n")
-    root = plan.roots[kind]
+    return manifest
+
+
+def _put_in_place(root: Path, made: Path, manifest: Manifest, scratch: Path) -> Version:
+    """Give the folder of a version its name."""
     root.parent.mkdir(parents=True, exist_ok=True)
     if root.exists():  # damaged, or of another limit: it would have been used
-        root.replace(scratch / f"before-{kind}")
+        root.replace(scratch / f"before-{manifest.type}")
     made.replace(root)
     return Version(root, manifest)
 

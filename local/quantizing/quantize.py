@@ -17,8 +17,9 @@ from local.progress import Progress
 from local.project import Project, RunFolder
 from local.quantizing.adapter import ADAPTER_WEIGHTS, read_lora
 from local.quantizing.divergence import steps_up
-from local.quantizing.maker import Plan, building, make_all
+from local.quantizing.maker import Outcome, Plan, building, make_all, make_one
 from local.quantizing.quant_types import known_types, offered
+from local.quantizing.refused import SomeRefused
 from local.quantizing.toolchain import VERSION, ensure_toolchain, require_packages
 from local.quantizing.trained import UNTOUCHED, read_trained
 from local.quantizing.worker import run_worker
@@ -64,7 +65,9 @@ def quantize_types(
         NotFound: spec, result or adapter of the run are not here yet, or the base is gone.
         IntegrityError: adapter or base are damaged or have changed, or do not fit each other.
         ConfigError: llama.cpp knows no such architecture or tokenizer.
-        VerifyError: the file is not the model that was trained; no version was made.
+        SomeRefused: of several types, some are not the model that was trained; the others are versions, and the first
+            of them is the current one.
+        VerifyError: none is the model that was trained; no version was made.
         EnvironmentProblem: packages, converter, memory or disk space are missing.
         Busy: another build is going on in this project.
     """
@@ -73,10 +76,10 @@ def quantize_types(
     plan = _run_plan(
         project.models, run, kinds, _with_steps(kinds, step_up), again, imatrix=imatrix, max_kl=max_kl, step_up=step_up
     )
-    made = _served(plan, project, progress)
+    outcome = _served(plan, project, progress)
     with locked(run, "complete run.lock.json of"):
-        add_made(run, [_as_locked(version.manifest) for version in made])
-    return made
+        add_made(run, [_as_locked(version.manifest) for version in outcome.versions])
+    return _all_passed(outcome)
 
 
 def _as_locked(manifest: Manifest) -> Made:
@@ -94,8 +97,7 @@ def merged_unserved(project: Project, run: RunFolder, *, type: str = "F16", prog
     """
     again = f"cloudft eval {run.run_id} --ladder"
     kinds = _makeable([type], False, again)
-    (made,) = make_all(_run_plan(project.models / LADDER, run, kinds, kinds, again), project, progress)
-    return made.root / MODEL
+    return make_one(_run_plan(project.models / LADDER, run, kinds, kinds, again), project, progress).root / MODEL
 
 
 def _run_plan(
@@ -150,7 +152,7 @@ def quantize_model(
         kind: project.models / f"{name}-{kind.lower()}-{base.revision[:8]}" for kind in _with_steps(kinds, step_up)
     }
     plan = Plan(base, kinds, roots, f"{name}-{base.revision[:8]}", None, again=again, max_kl=max_kl, step_up=step_up)
-    return _served(plan, project, progress)
+    return _all_passed(_served(plan, project, progress))
 
 
 def quantize_adapter(project: Project, run: RunFolder, *, progress: Progress) -> Path:
@@ -248,8 +250,7 @@ def quantized_base(
         name += f"-imatrix-{imatrix.run_id}"
     root = project.models / folder / name
     plan = Plan(base, [kind], {kind: root}, name, template, imatrix=imatrix, max_kl=max_kl)
-    (made,) = make_all(plan, project, progress)
-    return made.root / MODEL
+    return make_one(plan, project, progress).root / MODEL
 
 
 def _makeable(types: Sequence[str], imatrix: bool, again: str) -> list[str]:
@@ -274,7 +275,15 @@ def _with_steps(kinds: list[str], step_up: bool) -> list[str]:
     return list(dict.fromkeys([*kinds, *steps]))
 
 
-def _served(plan: Plan, project: Project, progress: Progress) -> list[Version]:
-    made = make_all(plan, project, progress)
-    promote(project, made[0].name)
-    return made
+def _served(plan: Plan, project: Project, progress: Progress) -> Outcome:
+    """Make what is planned; the first version becomes the current one."""
+    outcome = make_all(plan, project, progress)
+    promote(project, outcome.versions[0].name)
+    return outcome
+
+
+def _all_passed(outcome: Outcome) -> list[Version]:
+    """The versions; ``SomeRefused`` where a type has none."""
+    if outcome.refused:
+        raise SomeRefused(outcome.versions, outcome.refused)
+    return outcome.versions

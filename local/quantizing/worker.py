@@ -90,7 +90,7 @@ def _listen(child: subprocess.Popen[bytes], progress: Progress, log: Path) -> di
 
 
 def _error(event: dict[str, str]) -> CloudftError:
-    kind = getattr(errors, event["type"], CloudftError)
+    kind = getattr(errors, event["error"], CloudftError)
     error: CloudftError = kind(event["what"], effect=event["effect"] or UNCHANGED, hint=event["hint"])
     return error
 

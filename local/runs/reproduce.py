@@ -218,9 +218,11 @@ def complete(project: Project, plan: Plan, run: RunFolder, progress: Progress) -
     types = list(dict.fromkeys(made.type for made in plan.lock.made))
     imatrix = any(made.imatrix for made in plan.lock.made)
     served = current(project)
-    quantize_types(project, run, types, imatrix=imatrix, progress=progress)
-    if served is not None:
-        promote(project, served.name)
+    try:
+        quantize_types(project, run, types, imatrix=imatrix, progress=progress)
+    finally:  # also where only some of the types passed
+        if served is not None:
+            promote(project, served.name)
     if plan.measured is not None:
         evaluate_run(project, run, progress=progress, settings=_as_measured(plan.measured))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cloudft.errors import IntegrityError, VerifyError
+from cloudft.errors import IntegrityError
 from local.quantizing import merge
 from local.quantizing.build import TENSORWISE, build
 from local.quantizing.lora import Lora
@@ -148,9 +149,9 @@ def test_a_merge_of_pefts_that_loses_is_named(
     other = make_lora(tmp_path / "other", base, seed=2, lora_bias=True, target_modules=["q_proj"])
     real = merge.merge_adapter
     monkeypatch.setattr(merge, "merge_adapter", lambda base, _, out, progress: real(base, other, out, progress))
-    with pytest.raises(VerifyError, match="step that lost it is the merge") as caught:
-        built(base, adapter, tmp_path, toolchain)
-    assert "a finer type would not help" in caught.value.hint
+    why = built(base, adapter, tmp_path, toolchain)["refused"]["F16"]
+    assert "step that lost it is the merge" in why["what"]
+    assert "a finer type would not help" in why["hint"]
 
 
 def test_tuned_experts(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain) -> None:
@@ -223,11 +224,13 @@ def test_several_types_come_from_one_read(tmp_path: Path, llama: Path, toolchain
 
 def test_a_type_that_is_too_coarse_is_named_with_a_finer_one(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
     adapter = make_lora(tmp_path / "adapter", llama)
-    with pytest.raises(VerifyError, match="step that lost it is the quantisation") as caught:
-        built(llama, adapter, tmp_path, toolchain, kinds=["Q4_K_M"], max_kl=0.001)
-    assert "at most 0.001 are allowed" in caught.value.what
-    assert "cloudft quantize --type Q4_K_M --max-kl 0.001 --step-up" in caught.value.hint
-    assert "cloudft quantize --type Q5_K_M --max-kl 0.001" in caught.value.hint
+    found = built(llama, adapter, tmp_path, toolchain, kinds=["Q4_K_M"], max_kl=0.001)
+    assert (found["took"], found["verification"], list(found["refused"])) == ({}, {}, ["Q4_K_M"])
+    why = found["refused"]["Q4_K_M"]
+    assert "step that lost it is the quantisation" in why["what"]
+    assert "at most 0.001 are allowed" in why["what"]
+    assert "cloudft quantize --type Q4_K_M --max-kl 0.001 --step-up" in why["hint"]
+    assert "cloudft quantize --type Q5_K_M --max-kl 0.001" in why["hint"]
     assert not list(tmp_path.glob("*.gguf"))
 
 
@@ -248,8 +251,8 @@ def test_the_first_finer_type_that_is_good_enough_is_taken(tmp_path: Path, llama
     assert steps[0].endswith("next: Q5_K_M")
     assert steps[-1].endswith("next: Q6_K")
     too_strict = {"max_kl": 1e-9, "steps": {"Q6_K": ["Q8_0"]}}
-    with pytest.raises(VerifyError, match=r"the Q8_0 file .*Coarser types lost more: Q6_K 0\.00"):
-        built(llama, adapter, tmp_path, toolchain, kinds=["Q6_K", "Q8_0"], **too_strict)
+    found = built(llama, adapter, tmp_path, toolchain, kinds=["Q6_K", "Q8_0"], **too_strict)
+    assert re.match(r"the Q8_0 file .*Coarser types lost more: Q6_K 0\.00", found["refused"]["Q6_K"]["what"])
 
 
 def test_a_conversion_that_loses_is_named(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
@@ -258,8 +261,8 @@ def test_a_conversion_that_loses_is_named(tmp_path: Path, llama: Path, toolchain
     code = root / "conversion" / "llama.py"
     code.write_text(code.read_text().replace("undo_permute = True", "undo_permute = False"))
     adapter = make_lora(tmp_path / "adapter", llama)
-    with pytest.raises(VerifyError, match="step that lost it is the conversion"):
-        built(llama, adapter, tmp_path, Toolchain(root, "spoilt"), kinds=["F16"])
+    found = built(llama, adapter, tmp_path, Toolchain(root, "spoilt"), kinds=["F16"])
+    assert "step that lost it is the conversion" in found["refused"]["F16"]["what"]
 
 
 def test_a_merge_that_loses_is_named(
@@ -272,8 +275,8 @@ def test_a_merge_that_loses_is_named(
 
     monkeypatch.setattr(Lora, "merged", unscaled)
     adapter = make_lora(tmp_path / "adapter", llama)
-    with pytest.raises(VerifyError, match="step that lost it is the merge"):
-        built(llama, adapter, tmp_path, toolchain, kinds=["F16"])
+    found = built(llama, adapter, tmp_path, toolchain, kinds=["F16"])
+    assert "step that lost it is the merge" in found["refused"]["F16"]["what"]
 
 
 def test_a_whole_model_needs_no_adapter(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
