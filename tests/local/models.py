@@ -26,7 +26,9 @@ SMALL: dict[str, Any] = {
     "initializer_range": 0.06,
     "tie_word_embeddings": False,
 }
-# name → (transformers' class without "Config"/"ForCausalLM", what differs from SMALL)
+# name → (transformers' class without "Config"/"ForCausalLM", what differs from SMALL). llama.cpp takes some numbers for
+# granted, as published models have them: Gemma's queries are scaled by the size of a head, Phi-2's inner layers are
+# four times as wide, Mistral's context has no window.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "smollm": (
@@ -34,15 +36,23 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"tie_word_embeddings": True, "hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1},
     ),
     "odd": ("Llama", {"hidden_size": 80, "intermediate_size": 208}),
-    "mistral": ("Mistral", {"sliding_window": 64}),
+    "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 64, "tie_word_embeddings": True}),
     "gemma": ("Gemma", {"head_dim": 64, "tie_word_embeddings": True}),
-    "gemma3": ("Gemma3", {"head_dim": 64, "tie_word_embeddings": True, "sliding_window": 64}),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 64, "tie_word_embeddings": True, "sliding_window": 64, "query_pre_attn_scalar": 64},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {"head_dim": 64, "tie_word_embeddings": True, "sliding_window": 64, "query_pre_attn_scalar": 64},
+    ),
     "phi3": ("Phi3", {"pad_token_id": 0, "sliding_window": None, "original_max_position_embeddings": 512}),
-    "phi": ("Phi", {"num_key_value_heads": 4}),
+    "phi": ("Phi", {"num_key_value_heads": 4, "intermediate_size": 1024}),
     "granite": ("Granite", {}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
     "qwen2moe": (
         "Qwen2Moe",
         {

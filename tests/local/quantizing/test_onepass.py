@@ -17,7 +17,9 @@ from local.quantizing.adapter import read_lora
 from local.quantizing.lora import Lora
 from local.quantizing.merge import lay_out, tokenizer_folder
 from local.quantizing.overlay import lay_over
+from local.quantizing.reference import beside
 from local.quantizing.toolchain import Toolchain
+from local.quantizing.verify import predictions_of
 from tests.local.models import forget_converter, make_lora, make_model, merged_by_peft, todays_way
 from tests.local.quantize_fixtures import no_progress, toolchain
 
@@ -53,6 +55,18 @@ def one_pass(
     )
 
 
+def predicts_as(model: Path, gguf: Path) -> None:
+    """llama.cpp loads the file, and its logits are those of transformers, further than a sliding window reaches."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows = [list(range(20, 150))]
+    wanted = beside(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), rows)
+    found = predictions_of(gguf, rows)[:, : wanted.shape[1]]
+    assert float(np.sqrt(((found - wanted) ** 2).mean())) < 0.02 * float(wanted.std())
+
+
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "tied": ("qwen2", {}, ["Q4_K_M"]),
     "untied, permuted q and k": ("llama", {}, ["Q4_K_M", "Q8_0", "F16"]),
@@ -71,11 +85,13 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "some targets": ("qwen3", {"target_modules": ["q_proj", "v_proj"]}, ["Q4_K_M"]),
     "some layers": ("llama", {"target_modules": ["k_proj"], "layers_to_transform": [1]}, ["Q4_K_M"]),
     "norms plus one": ("gemma", {}, ["Q4_K_M"]),
+    "caps on logits": ("gemma2", {}, ["Q4_K_M"]),
     "gemma 3": ("gemma3", {}, ["Q4_K_M"]),
     "fused qkv": ("phi3", {}, ["Q4_K_M"]),
     "biases and layer norms": ("phi", {}, ["Q4_K_M"]),
     "granite": ("granite", {}, ["Q4_K_M"]),
     "experts that are not tuned": ("mixtral", {"target_modules": ["q_proj", "v_proj"]}, ["Q4_K_M"]),
+    "experts, and norms of q and k": ("olmoe", {"target_modules": ["q_proj", "v_proj"]}, ["Q4_K_M"]),
     "experts beside one that all share": (
         "qwen2moe",
         {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
@@ -89,6 +105,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "trained tokens": ("qwen2", {"trainable_token_indices": [401, 7], "target_modules": ["q_proj"]}, ["Q8_0"]),
     "biases": ("qwen2", {"bias": "all"}, ["Q4_K_M"]),
 }
+# The first case of each architecture is also run by llama.cpp.
+RUN = {architecture: case for case, (architecture, _, _) in reversed(CASES.items())}
 # Of the others the base is stored in bfloat16.
 STORED = {"some targets": "float32", "patterns": "float32", "granite": "float16", "DoRA, fused qkv": "float16"}
 
@@ -98,13 +116,16 @@ def test_the_bytes_are_those_of_todays_way(case: str, tmp_path: Path, toolchain:
     architecture, options, kinds = CASES[case]
     base = make_model(tmp_path / "base", architecture, dtype=STORED.get(case, "bfloat16"))
     adapter = make_lora(tmp_path / "adapter", base, **options)
-    found = one_pass(base, adapter, tmp_path, kinds, toolchain)
+    run = RUN[architecture] == case
+    found = one_pass(base, adapter, tmp_path, list(dict.fromkeys([*kinds, *["F16"] * run])), toolchain)
     merged = merged_by_peft(base, adapter, tmp_path / "merged")
+    if run:
+        predicts_as(merged, tmp_path / "F16.gguf")
     for kind in kinds:
         wanted = todays_way(merged, tmp_path / "wanted.gguf", kind, toolchain, "tiny")
         assert sha256_file(tmp_path / f"{kind}.gguf") == sha256_file(wanted), kind
     assert not list(tmp_path.glob("*.part"))
-    assert set(found["types"]) == set(kinds)
+    assert set(found["types"]) == {*kinds, *["F16"] * run}
     shutil.rmtree(tmp_path)
 
 

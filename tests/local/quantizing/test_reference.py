@@ -38,7 +38,7 @@ def test_the_predictions_are_those_of_peft(name: str, tmp_path: Path) -> None:
     import torch
 
     base = make_model(tmp_path / "base", name)
-    options = {"target_modules": ["q_proj", "v_proj"]} if name == "mixtral" else {}
+    options = {"target_modules": ["q_proj", "v_proj"]} if name in ("mixtral", "olmoe") else {}
     adapter = make_lora(tmp_path / "adapter", base, **options)
     lora = read_lora(base, adapter)
     assert isinstance(lora, Lora)
