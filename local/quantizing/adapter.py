@@ -65,7 +65,7 @@ def read_lora(base: Path, adapter: Path) -> Lora | str:
         return reason
     found = Lora(adapter / ADAPTER_WEIGHTS, {})
     _take_whole(found, {name: tensor for name, tensor in brought.items() if name not in names}, stored, config)
-    text = _text_config(base)
+    text = text_config(base)
     tied = not {OUTPUT, OTHER_OUTPUT} & stored.keys() or bool(text.get("tie_word_embeddings"))
     if tied and not _untie(found, modules, stored):
         return "it changes one side of tied embeddings in a way that is left to peft"
@@ -311,7 +311,7 @@ def sixteen_bits(model: Path) -> int:
     return sum((t.end - t.begin) // wide.get(t.dtype, 1) for t in base_tensors(model).values())
 
 
-def _text_config(base: Path) -> dict[str, Any]:
+def text_config(base: Path) -> dict[str, Any]:
     """The configuration of what reads and writes text, also of a model that can see as well."""
     config = read_json(base / "config.json")
     return config | (config.get("text_config") or {})

@@ -17,6 +17,7 @@ from typing import Any
 from cloudft.errors import ConfigError
 from local.progress import Progress
 from local.quantizing import ggml
+from local.quantizing.adapter import OUTPUT, base_tensors, text_config
 from local.quantizing.convert import converter_class, explained
 from local.quantizing.ggml import Imatrix
 from local.quantizing.gguf_head import Head, size
@@ -55,7 +56,7 @@ def write(
         → tensor → type in the file.
 
     Raises:
-        ConfigError: llama.cpp knows no such architecture or tokenizer.
+        ConfigError: llama.cpp knows no such architecture or tokenizer, or only with tied embeddings.
         EnvironmentProblem: the tokenizer needs a package that is not installed.
         IntegrityError: an adapter tensor was not taken up.
         VerifyError: the merged weights are not finite, or llama.cpp refuses the model.
@@ -98,10 +99,23 @@ def _prepared(folder: Path, lora: Lora | None, toolchain: Path, name: str) -> An
                 yield key, _lazy_float32(tensor, lora, changed.get(key))
 
     converter = Merging(folder, gguf.LlamaFileType.ALL_F32, folder / "unused.gguf", model_name=name)
+    _refuse_untied(folder, converter)
     with explained():
         converter.prepare_tensors()
         converter.prepare_metadata(vocab_only=False)
     return converter
+
+
+def _refuse_untied(folder: Path, converter: Any) -> None:
+    """Some architectures have one layer for input and output in llama.cpp; upstream's converter drops a second."""
+    dropped = converter.filter_tensors((OUTPUT, lambda: None)) is None
+    if dropped and text_config(folder).get("tie_word_embeddings") is False and OUTPUT in base_tensors(folder):
+        raise ConfigError(
+            "input embeddings and output layer of this model are two, and llama.cpp knows only one that is both for "
+            f"{converter.hf_arch}: what was trained would be lost",
+            effect="nothing was written",
+            hint="train without embed_tokens and lm_head, or both as one (ensure_weight_tying in peft)",
+        )
 
 
 def _changed_names(converter: Any, lora: Lora | None) -> dict[str, str]:

@@ -204,6 +204,18 @@ def test_a_tensor_that_the_conversion_drops_is_an_error(
     assert not (tmp_path / "F16.gguf").exists()
 
 
+@pytest.mark.parametrize("options", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}])
+def test_an_output_layer_that_llama_cpp_does_not_know_is_refused(
+    options: dict[str, Any], tmp_path: Path, toolchain: Toolchain
+) -> None:
+    """In llama.cpp Gemma's is the embedding, so tuning one of the two can't be had there."""
+    base = make_model(tmp_path / "base", "gemma2")
+    adapter = make_lora(tmp_path / "adapter", base, **options)
+    with pytest.raises(ConfigError, match="only one that is both for Gemma2ForCausalLM"):
+        one_pass(base, adapter, tmp_path, ["F16"], toolchain)
+    assert not list(tmp_path.glob("F16*"))
+
+
 def test_types_that_need_an_imatrix_say_so(tmp_path: Path, toolchain: Toolchain) -> None:
     base = make_model(tmp_path / "base", "llama")
     with pytest.raises(
