@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cloudft.errors import IntegrityError
+from cloudft.errors import ConfigError, IntegrityError
 from local.base import GET_AGAIN, read_json, weight_files
 from local.quantizing.lora import COMPARE, Lora, Pair, Rows, and_more
 from local.safetensors_file import Tensor, equal, read_header
@@ -22,7 +22,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"\.lora_([AB])\.weight$|\.lora_embedding_([AB])$|\.lora_magnitude_vector$")
 TOKENS = ".token_adapter.trainable_tokens_delta"
+WRAPPED = re.compile(r"(\.token_adapter)?\.base_layer\.")  # what peft puts into the name of a layer that it wrapped
 OUTPUT = "lm_head.weight"
+HEAD = OUTPUT.removesuffix(".weight")
 # What architectures call their input layer, and the output layer of one that is renamed while it is loaded.
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|embed_in|embeddings?)\.weight$")
 OTHER_OUTPUT = "embed_out.weight"
@@ -37,6 +39,7 @@ HARMLESS = (
     *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core"),
     *("qalora_group_size", "init_lora_weights", "bias", "use_dora", "modules_to_save", "trainable_token_indices"),
+    "ensure_weight_tying",
 )
 # peft's own names, as a person would say them.
 SAID = {
@@ -53,6 +56,7 @@ def read_lora(base: Path, adapter: Path) -> Lora | str:
 
     Raises:
         IntegrityError: a tensor has no place in the base, is missing, or is of another shape.
+        ConfigError: it does what peft gives no result for.
     """
     config = read_json(adapter / ADAPTER_CONFIG)
     if reason := _not_plain(config):
@@ -64,10 +68,12 @@ def read_lora(base: Path, adapter: Path) -> Lora | str:
     if reason := _not_layers(brought, names, config) or _stored_otherwise(modules, set(brought) - names, stored):
         return reason
     found = Lora(adapter / ADAPTER_WEIGHTS, {})
-    _take_whole(found, {name: tensor for name, tensor in brought.items() if name not in names}, stored, config)
     text = text_config(base)
     tied = not {OUTPUT, OTHER_OUTPUT} & stored.keys() or bool(text.get("tie_word_embeddings"))
-    if tied and not _untie(found, modules, stored):
+    _take_whole(found, {name: tensor for name, tensor in brought.items() if name not in names}, stored)
+    _take_tokens(found, brought, stored, config, tied)
+    _refuse_undefined(found, modules, brought, tied)
+    if tied and not _untie(found, modules, brought, stored):
         return "it changes one side of tied embeddings in a way that is left to peft"
     shapes = {name: tensor.shape for name, tensor in stored.items()} | {n: t.shape for n, t in found.whole.items()}
     _take_pairs(found, modules, brought, shapes, config)
@@ -119,8 +125,7 @@ def _stored_otherwise(modules: set[str], others: set[str], stored: dict[str, Ten
     """
     named = {*stored, OUTPUT}
     places = {f"{module}.weight" for module in modules} | {
-        f"{name.removesuffix(TOKENS)}.weight" if name.endswith(TOKENS) else name.replace(".base_layer.", ".")
-        for name in others
+        f"{name.removesuffix(TOKENS)}.weight" if name.endswith(TOKENS) else WRAPPED.sub(".", name) for name in others
     }
     if not any(f"{module}.weight" in named for module in modules):
         return "the base stores its tensors under other names than it has in memory"
@@ -131,27 +136,54 @@ def _stored_otherwise(modules: set[str], others: set[str], stored: dict[str, Ten
     return ""
 
 
-def _take_whole(found: Lora, brought: dict[str, Tensor], stored: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Sort out what is no factor: trained tokens, and tensors that take the place of the base's."""
+def _take_whole(found: Lora, brought: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
+    """Tensors that take the place of the base's. A table (of embeddings, or the output layer) may have another size."""
     for name, tensor in brought.items():
         if name.endswith(TOKENS):
-            module = name.removesuffix(TOKENS)
-            found.rows[module] = _rows(name, module, tensor, stored, config)
             continue
-        plain = name.replace(".base_layer.", ".")
+        plain = WRAPPED.sub(".", name)
         place = stored.get(plain)
-        embedding = _is_table(plain)
         if place is None and plain != OUTPUT:
             raise _unfit([f"{PREFIX}{name}"], "has no place in the base")
         if place is not None and place.shape != tensor.shape:
-            if not embedding or place.shape[1:] != tensor.shape[1:]:
+            if not _is_table(plain) or place.shape[1:] != tensor.shape[1:]:
                 raise _unfit([f"{PREFIX}{name}"], f"is {tensor.shape}, and {place.shape} in the base")
             found.vocabulary = tensor.shape[0]
         found.whole[plain] = tensor
     sizes = {tensor.shape[0] for name, tensor in found.whole.items() if _is_table(name)}
     lacking = [name for name in stored if _is_table(name) and name not in found.whole]
     if found.vocabulary is not None and (len(sizes) > 1 or lacking):
-        raise _unfit([*lacking, "lm_head.weight"], f"did not come along with the size of the others ({sorted(sizes)})")
+        raise _unfit([*lacking, OUTPUT], f"did not come along with the size of the others ({sorted(sizes)})")
+
+
+def _take_tokens(
+    found: Lora, brought: dict[str, Tensor], stored: dict[str, Tensor], config: dict[str, Any], tied: bool
+) -> None:
+    """Rows of tables that were trained themselves; none of those that the configuration names may be missing."""
+    said = config.get("trainable_token_indices") or {}
+    embedding = next((name.removesuffix(".weight") for name in stored if EMBEDDING.search(name)), "")
+    for name in brought:
+        if name.endswith(TOKENS):
+            module = name.removesuffix(TOKENS)
+            # A tied output layer may come along with the rows of the embedding.
+            stand_ins = [module, embedding] if tied and module == HEAD else [module]
+            tables = [
+                table[f"{one}.weight"]
+                for one in stand_ins
+                for table in (found.whole, stored)
+                if f"{one}.weight" in table
+            ]
+            indices = said if isinstance(said, list) else _first(said, stand_ins)
+            found.rows[module] = _rows(name, brought[name].shape, tables[0].shape if tables else (), indices)
+    lost = said and not found.rows
+    for key, indices in said.items() if isinstance(said, dict) else ():
+        if not any(_matches([key], module) for module in found.rows):
+            # Of a tied output layer peft leaves out the rows that are the embedding's.
+            lost = lost or not (
+                tied and key == HEAD and tuple(indices) in {rows.indices for rows in found.rows.values()}
+            )
+    if lost:
+        raise _unfit(["the rows of trainable_token_indices"], "are not in the adapter")
 
 
 def _is_table(name: str) -> bool:
@@ -159,39 +191,71 @@ def _is_table(name: str) -> bool:
     return name == OUTPUT or EMBEDDING.search(name) is not None
 
 
-def _rows(name: str, module: str, tensor: Tensor, stored: dict[str, Tensor], config: dict[str, Any]) -> Rows:
-    said = config.get("trainable_token_indices") or []
-    if isinstance(said, dict):
-        said = next((indices for key, indices in said.items() if _matches([key], module)), [])
-    place = stored.get(f"{module}.weight")
-    fits = place is not None and tensor.shape == (len(said), *place.shape[1:])
-    if not fits or place is None or any(not 0 <= index < place.shape[0] for index in said):
-        raise _unfit([f"{PREFIX}{name}"], f"is {tensor.shape} for {len(said)} tokens, which has no place in the base")
-    return Rows(f"{PREFIX}{name}", tuple(said))
+def _first(said: dict[str, list[int]], modules: list[str]) -> list[int]:
+    """What a configuration says of the first of the modules of which it says something."""
+    return next((said[key] for module in modules for key in said if _matches([key], module)), [])
 
 
-def _untie(found: Lora, modules: set[str], stored: dict[str, Tensor]) -> bool:
-    """Where input and output layer were one and only one of them was tuned, they are two from now on.
+def _rows(name: str, shape: tuple[int, ...], table: tuple[int, ...], indices: list[int]) -> Rows:
+    if shape != (len(indices), *table[1:]) or any(not 0 <= index < table[0] for index in indices):
+        raise _unfit([f"{PREFIX}{name}"], f"is {shape} for {len(indices)} tokens, which has no place in the base")
+    return Rows(f"{PREFIX}{name}", tuple(indices))
+
+
+def _untie(found: Lora, modules: set[str], brought: dict[str, Tensor], stored: dict[str, Tensor]) -> bool:
+    """Where input and output layer were one and not both of them were tuned alike, they are two from now on.
 
     Returns False for what is not worth the care here.
     """
-    first = next((name for name in stored if EMBEDDING.search(name)), None)
-    tuned = {"lm_head", first.removesuffix(".weight") if first else ""} & modules
-    input_, output = found.whole.get(first or ""), found.whole.get(OUTPUT)
-    if not tuned and input_ is None and output is None:
+    first = next((name for name in stored if EMBEDDING.search(name)), "")
+    embedding = first.removesuffix(".weight")
+    input_, output = found.whole.get(first), found.whole.get(OUTPUT)
+    rows, own_rows = found.rows.get(embedding), found.rows.get(HEAD)
+    tuned = {HEAD, embedding} & modules
+    if not tuned and input_ is None and output is None and own_rows is None:
         return True
-    if first is None or found.rows:
+    if not first:
         return False
     # What the output layer was before anything tuned it: the shared tensor, in its new size if it was resized.
     shared = input_ if input_ is not None and found.vocabulary is not None else stored[first]
     apart = output is not None and not equal(output, input_ if input_ is not None else stored[first])
     alone = input_ is not None and output is None and found.vocabulary is None
-    found.untied = bool(tuned) or apart or alone
+    alike = rows == own_rows or own_rows is None or _same_rows(rows, own_rows, brought)
+    found.untied = bool(tuned) or apart or alone or not alike
     if found.untied:
         found.whole[OUTPUT] = output if output is not None else shared
+        if own_rows is None and rows is not None:
+            found.rows[HEAD] = rows  # peft ties them
     else:
         found.whole.pop(OUTPUT, None)
+        found.rows.pop(HEAD, None)
     return True
+
+
+def _same_rows(one: Rows | None, other: Rows, brought: dict[str, Tensor]) -> bool:
+    if one is None or one.indices != other.indices:
+        return False
+    return equal(*(brought[rows.values.removeprefix(PREFIX)] for rows in (one, other)))
+
+
+def _refuse_undefined(found: Lora, modules: set[str], brought: dict[str, Tensor], tied: bool) -> None:
+    """What peft gives no result for: it wraps layers for trained tokens, and fails where more is done to them.
+
+    Raises:
+        ConfigError: see above.
+    """
+    what = ""
+    if set(found.rows) & modules:
+        what = "factors of the same layer"
+    elif tied and set(found.rows) - {HEAD} and f"{HEAD}.lora_magnitude_vector" in brought:
+        what = "a DoRA on the tied output layer"
+    elif tied and f"{HEAD}.token_adapter.base_layer.weight" in brought and HEAD not in found.rows:
+        what = "a tied output layer that was trained whole"
+    if what:
+        raise ConfigError(
+            f"the adapter has trained tokens beside {what}, and peft itself computes nothing with that",
+            hint="train one without the tokens, or without the other",
+        )
 
 
 def _take_pairs(
@@ -248,10 +312,6 @@ def _refuse_missing(config: dict[str, Any], modules: set[str], found: Lora, shap
     saved = tuple(config.get("modules_to_save") or ())
     if missing := sorted(name for name in shapes if name not in found.whole and _is_inside(name, saved)):
         raise _unfit([f"{PREFIX}{name}" for name in missing], "is not in the adapter")
-    tokens = config.get("trainable_token_indices") or {}
-    named = [key for key in tokens if isinstance(tokens, dict) and f"{key}.weight" != OUTPUT]  # which may be tied
-    if (tokens and not found.rows) or any(not any(_matches([key], module) for module in found.rows) for key in named):
-        raise _unfit(["the rows of trainable_token_indices"], "are not in the adapter")
     biases = {name for name in shapes if name.endswith(".bias")}
     if config.get("bias") == "lora_only":
         biases = {name for name in biases if name.removesuffix(".bias") in modules}

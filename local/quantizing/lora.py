@@ -64,7 +64,7 @@ class Lora:
         parts = [
             "DoRA" if any(pair.magnitude for pair in self.pairs.values()) else "",
             f"{len(self.whole)} whole tensors" if self.whole else "",
-            f"{sum(len(r.indices) for r in self.rows.values())} trained tokens" if self.rows else "",
+            f"{len({i for rows in self.rows.values() for i in rows.indices})} trained tokens" if self.rows else "",
             "a tuned embedding" if any(pair.embedding for pair in self.pairs.values()) else "",
         ]
         return ", ".join(part for part in parts if part)
@@ -100,12 +100,11 @@ class Lora:
 
         self.consumed.add(name)
         module = name.removesuffix(".weight")
-        if module in self.rows:
-            changed = weight.to(torch.float32, copy=True)
-            changed[list(self.rows[module].indices)] = self.tensor(self.rows[module].values)
-            return changed
+        if module in self.rows:  # what factors are there are added to the trained rows, too
+            weight = weight.to(torch.float32, copy=True)
+            weight[list(self.rows[module].indices)] = self.tensor(self.rows[module].values)
         if module not in self.pairs:
-            return weight.float()  # it came whole
+            return weight.float()
         pair = self.pairs[module]
         a, b, scale = self.factors(module)
         if pair.embedding:

@@ -94,7 +94,7 @@ def load_tuned(base: Path, adapter: Path, dtype: str, progress: Progress = silen
         with warnings.catch_warnings():  # what peft warns of is looked at below
             warnings.simplefilter("ignore")
             tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
-    except (RuntimeError, ValueError, KeyError) as exc:
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as exc:
         raise IntegrityError(
             f"the adapter does not fit the base: {str(exc).splitlines()[0]}",
             hint="was the run trained on this base? compare its spec.json with cloudft.yaml",

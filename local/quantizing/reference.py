@@ -209,6 +209,7 @@ class _Stream:
         module = stored.removesuffix(".weight")
         if module in tuned.rows:
             y[..., list(tuned.rows[module].indices)] = x @ tuned.tensor(tuned.rows[module].values).T
+        if module not in tuned.pairs:
             return y
         a, b, scale = tuned.factors(module)
         y = y + (x @ a.T) @ b.T * scale

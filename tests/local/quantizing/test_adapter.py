@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from cloudft.errors import IntegrityError
+from cloudft.errors import ConfigError, IntegrityError
 from local.quantizing.adapter import pattern_value, read_lora
 from local.quantizing.lora import Lora
+from local.quantizing.merge import load_tuned
+from local.quantizing.reference import beside
 from tests.local.models import change, make_lora, make_model
 from tests.local.quantize_fixtures import tiny_adapter, tiny_base
 
@@ -115,6 +117,11 @@ def test_what_should_have_come_along_is_missed(
         (
             {"trainable_token_indices": {"embed_tokens": [4], "q_proj": [5]}},
             "q_proj.token_adapter",
+            "trainable_token_indices are not in the adapter",
+        ),
+        (
+            {"trainable_token_indices": {"embed_tokens": [4], "lm_head": [5]}},
+            "lm_head.token_adapter",
             "trainable_token_indices are not in the adapter",
         ),
     ],
@@ -284,6 +291,25 @@ def test_a_new_size_of_one_of_two_embeddings_is_refused(tmp_path: Path) -> None:
     spoil(adapter, "", model__embed_tokens__weight=(544, 256))
     with pytest.raises(IntegrityError, match=r"lm_head\.weight .*did not come along"):
         read_lora(base, adapter)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"target_modules": ["lm_head"], "use_dora": True}, "beside a DoRA on the tied output layer"),
+        ({"modules_to_save": ["lm_head"]}, "beside a tied output layer that was trained whole"),
+    ],
+)
+def test_trained_tokens_that_peft_has_no_result_for(
+    tmp_path: Path, tiny_base: Path, options: dict[str, Any], says: str
+) -> None:
+    """peft sets these up and saves them, and fails as soon as anything is computed."""
+    options = {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6], **options}
+    found = make_lora(tmp_path / "adapter", tiny_base, **options)
+    with pytest.raises(ConfigError, match=f"trained tokens {says}, and peft itself computes nothing"):
+        read_lora(tiny_base, found)
+    with pytest.raises((AttributeError, ValueError)):
+        beside(load_tuned(tiny_base, found, "float32"), [[1, 2]])
 
 
 def test_only_headers_are_read(tiny_base: Path, adapter: Path) -> None:

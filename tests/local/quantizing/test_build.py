@@ -68,14 +68,21 @@ def built(base: Path, adapter: Path | None, out: Path, toolchain: Toolchain, **o
 
 def agrees(base: Path, adapter: Path, gguf: Path) -> None:
     """The file predicts what peft predicts with the adapter beside the base."""
+    from local.quantizing.merge import load_tuned
+
+    predicts(gguf, load_tuned(base, adapter, "float32"))
+
+
+def predicts(gguf: Path, model: Any) -> None:
+    """The file predicts what the model in memory predicts, of tokens that adapters of the tests may have trained."""
     import numpy as np
 
-    from local.quantizing.merge import load_tuned
     from local.quantizing.reference import beside
     from local.quantizing.verify import predictions_of
 
-    rows = [list(range(20, 60))]
-    wanted = beside(load_tuned(base, adapter, "float32"), rows)
+    vocabulary = model.config.vocab_size
+    rows = [[*range(2, 42), *range(vocabulary - 2, vocabulary)]]
+    wanted = beside(model, rows)
     found = predictions_of(gguf, rows)[:, : wanted.shape[1]]
     assert float(np.sqrt(((found - wanted) ** 2).mean())) < 0.05 * float(wanted.std())
 
@@ -85,6 +92,11 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any], str]] = {
     "whole layers": (False, {"modules_to_save": ["lm_head"]}, "1 whole tensors"),
     "whole embedding, tied": (True, {"modules_to_save": ["embed_tokens"]}, "2 whole tensors"),
     "new tokens": (True, {"trainable_token_indices": [5, 6], "target_modules": ["q_proj"]}, "2 trained tokens"),
+    "new tokens and the output layer, tied": (
+        True,
+        {"trainable_token_indices": [5, 6], "target_modules": ["lm_head"]},
+        "1 whole tensors, 2 trained tokens",
+    ),
     "embedding, tied": (True, {"target_modules": ["embed_tokens", "q_proj"]}, "a tuned embedding"),
 }
 
@@ -102,8 +114,12 @@ def test_the_common_forms_need_no_model_in_memory(
     agrees(base, adapter, tmp_path / "F16.gguf")
 
 
+@pytest.mark.parametrize("tokens", [None, [5, 512, 543]])
 @pytest.mark.parametrize("tied_", [False, True])
-def test_resized_embeddings(tied_: bool, tmp_path: Path, llama: Path, tied: Path, toolchain: Toolchain) -> None:
+def test_resized_embeddings(
+    tied_: bool, tokens: list[int] | None, tmp_path: Path, llama: Path, tied: Path, toolchain: Toolchain
+) -> None:
+    """Of which all rows come along, or tokens of the base and new ones that were trained beside the rest."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -111,17 +127,22 @@ def test_resized_embeddings(tied_: bool, tmp_path: Path, llama: Path, tied: Path
     base = tied if tied_ else llama
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.resize_token_embeddings(544, mean_resizing=False)
-    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "trainable_token_indices": tokens}
+    tuned = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **options))
     with torch.no_grad():
-        tuned.get_input_embeddings().weight[512:] = torch.randn(32, 256) * 0.06
+        if tokens is None:
+            tuned.get_input_embeddings().weight[512:] = torch.randn(32, 256) * 0.06
+        else:
+            tuned.get_input_embeddings().token_adapter.trainable_tokens_delta["default"].normal_(0, 0.06)
     adapter = make_lora(tmp_path / "adapter", base, target_modules=["q_proj"])
     tuned.save_pretrained(adapter, save_embedding_layers=True)
     found = built(base, adapter, tmp_path, toolchain)
     assert found["merge"].startswith(f"{TENSORWISE} ({1 if tied_ else 2} whole tensors")
+    assert ("3 trained tokens" in found["merge"]) == (tokens is not None)
     from llama_cpp import Llama
 
     assert Llama(str(tmp_path / "F16.gguf"), vocab_only=True, verbose=False).n_vocab() == 544
-    agrees(base, adapter, tmp_path / "F16.gguf")
+    predicts(tmp_path / "F16.gguf", tuned.eval())
 
 
 def test_peft_merges_the_rest_and_it_is_said(

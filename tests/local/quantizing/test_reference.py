@@ -63,6 +63,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "the embedding of a tied base": ("qwen2", {"target_modules": ["embed_tokens"]}),
     "the embedding of a tied base, whole": ("qwen2", {"modules_to_save": ["embed_tokens"]}),
     "both of a tied base, whole": ("qwen2", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "trained tokens beside factors of the output layer, tied": (
+        "qwen2",
+        {"trainable_token_indices": [401, 12, 75], "target_modules": ["q_proj", "lm_head"]},
+    ),
+    "other tokens of each side, tied": (
+        "qwen2",
+        {"trainable_token_indices": {"embed_tokens": [401, 12], "lm_head": [75]}, "target_modules": ["q_proj"]},
+    ),
+    "tokens of one side beside factors of the other, tied": (
+        "qwen2",
+        {"trainable_token_indices": {"lm_head": [75]}, "target_modules": ["embed_tokens"]},
+    ),
+    "tokens of one side, the other whole, tied": (
+        "qwen2",
+        {
+            "trainable_token_indices": {"lm_head": [75]},
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+        },
+    ),
+    "factors that peft ties": ("qwen2", {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}),
     "biases and norms": ("qwen2", {"bias": "all", "modules_to_save": ["norm"]}),
 }
 
