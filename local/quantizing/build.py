@@ -14,7 +14,7 @@ from typing import Any
 
 from cloudft.errors import VerifyError
 from local.progress import Progress
-from local.quantizing import merge, onepass, verify
+from local.quantizing import merge, onepass, tables, verify
 from local.quantizing.adapter import read_lora
 from local.quantizing.blame import QUANTISATION, Reference, refusal
 from local.quantizing.headstart import HeadStart
@@ -67,6 +67,7 @@ def build(
     """
     source = _Source(Path(base), Path(adapter) if adapter else None, Path(toolchain), Path(scratch), progress)
     source.prepare(template)
+    source.compare_tables()
     steps = steps if steps is not None else {kind: [] for kind in outs}
     files = _Files(source, {kind: Path(path) for kind, path in outs.items()}, name, imatrix, template)
     files.write(list(steps), HeadStart(source.model, source.lora, list(steps)))
@@ -126,6 +127,19 @@ class _Source:
             self.progress("merge", 0, None, "", f"{len(found.pairs)} layers, one at a time{more and f' ({more})'}")
             self.lora, self.how = found, TENSORWISE + (f" ({more})" if more else "")
             lay_over(self.model, found)
+
+    def compare_tables(self) -> None:
+        """Input embeddings and output layer beside peft's, where the adapter changes them."""
+        if self.lora is None or self.adapter is None:
+            return
+        try:
+            tables.compare(self.base, self.adapter, self.model, self.lora, self.scratch)
+        except VerifyError:
+            raise
+        except (
+            Exception
+        ) as exc:  # of a kind of model that can't be made that small; the predictions are compared anyway
+            self.progress("merge", 0, None, "", f"its embeddings could not be compared with peft's: {exc}")
 
 
 class _Files:

@@ -65,10 +65,28 @@ def beside(model: Any, rows: list[list[int]]) -> Any:
         return torch.cat([model(input_ids=torch.tensor([row])).logits[0] for row in rows]).float().numpy()
 
 
+def tables_of(folder: Path, lora: Lora | None, tokens: list[int], inputs: Any) -> tuple[Any, Any]:
+    """What ``predictions`` makes of input embeddings and output layer: (tokens, columns), (inputs, tokens)."""
+    import torch
+
+    with torch.inference_mode(), Weights(folder) as weights:
+        model = _skeleton(folder)
+        weights.hold_all_of(model)
+        first, last = model.get_input_embeddings(), model.get_output_embeddings()
+        _Stream(weights, lora, torch.ones(1, len(tokens)), None, False, silent).attach(model, (first, last))
+        return first(torch.tensor(tokens)), last(inputs)[:, tokens]
+
+
 def _skeleton(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return skeleton(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def skeleton(config: Any) -> Any:
     """The model without weights: its parameters have shapes only, its buffers are real."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     register = torch.nn.Module.register_parameter
 
@@ -77,7 +95,6 @@ def _skeleton(folder: Path) -> Any:
             parameter = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
         register(module, name, parameter)
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     torch.nn.Module.register_parameter = empty
     try:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -154,10 +171,13 @@ class _Stream:
         self.merge = merge
         self.done = self.total = 0
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: Any, only: tuple[Any, ...] = ()) -> None:
+        """Serve the modules of a model, or ``only`` these."""
         import torch
 
         for name, module in model.named_modules():
+            if only and not any(module is one for one in only):
+                continue
             own = [key for key, value in module.named_parameters(recurse=False) if value.device.type == "meta"]
             if isinstance(module, torch.nn.Linear):
                 self.total += 1

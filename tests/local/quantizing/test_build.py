@@ -6,18 +6,19 @@ import functools
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloudft.errors import IntegrityError
-from local.quantizing import merge
+from cloudft.errors import IntegrityError, VerifyError
+from local.quantizing import merge, overlay
 from local.quantizing.build import TENSORWISE, build
 from local.quantizing.lora import Lora
 from local.quantizing.toolchain import Toolchain
 from tests.local.models import forget_converter, make_lora, make_model
-from tests.local.quantize_fixtures import ROWS, TEMPLATE, no_progress, toolchain
+from tests.local.quantize_fixtures import ROWS, TEMPLATE, toolchain
 
 __all__ = ["toolchain"]
 
@@ -47,11 +48,15 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base_of(tmp_path_factory.getbasetemp(), "llama", True)
 
 
+def nothing_left_out(*said: Any) -> None:
+    assert "could not be compared" not in str(said)
+
+
 def built(base: Path, adapter: Path | None, out: Path, toolchain: Toolchain, **options: Any) -> dict[str, Any]:
     scratch = out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    arguments = {"kinds": ["F16"], "progress": no_progress, "samples": SAMPLES} | options
+    arguments = {"kinds": ["F16"], "progress": nothing_left_out, "samples": SAMPLES} | options
     found = build(
         base=str(base),
         adapter=str(adapter) if adapter else None,
@@ -298,6 +303,18 @@ def test_a_merge_that_loses_is_named(
     adapter = make_lora(tmp_path / "adapter", llama)
     found = built(llama, adapter, tmp_path, toolchain, kinds=["F16"])
     assert "step that lost it is the merge" in found["refused"]["F16"]["what"]
+
+
+def test_embeddings_that_are_laid_over_wrongly_are_noticed(
+    tmp_path: Path, tied: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file and what it is compared with are made from the same folder, so the predictions would agree."""
+    adapter = make_lora(tmp_path / "adapter", tied, modules_to_save=["embed_tokens"], target_modules=["q_proj"])
+    one_table = {"whole": {}, "untied": False}
+    real = overlay.lay_over
+    monkeypatch.setattr("local.quantizing.build.lay_over", lambda model, lora: real(model, replace(lora, **one_table)))
+    with pytest.raises(VerifyError, match="the input embeddings of the merge are not what peft makes"):
+        built(tied, adapter, tmp_path, toolchain)
 
 
 def test_a_whole_model_needs_no_adapter(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloudft.errors import VerifyError
+from local.quantizing import tables
 from local.quantizing.adapter import read_lora
 from local.quantizing.lora import Lora
 from local.quantizing.merge import lay_out
@@ -51,6 +55,7 @@ def test_the_predictions_are_those_of_peft(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, wanted, atol=3e-5)
 
 
+TABLES = re.compile("embed_tokens|lm_head|token_indices")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "DoRA": ("llama", {"use_dora": True, "use_rslora": True}),
     "embedding and output layer": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
@@ -90,7 +95,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_form_of_adapter_does_what_it_does_in_peft(variant: str, tmp_path: Path) -> None:
-    """Beside the weights as in training, and merged into them, which shows the merge itself."""
+    """Beside the weights as in training, and merged into them, which shows the merge itself.
+
+    Of embeddings and output layer that is also what peft makes of them alone, without the folder that both read here.
+    """
     import numpy as np
     import torch
 
@@ -104,9 +112,53 @@ def test_every_form_of_adapter_does_what_it_does_in_peft(variant: str, tmp_path:
     assert isinstance(lora, Lora)
     lay_out(base, base, None, tmp_path / "model")
     lay_over(tmp_path / "model", lora)
+    assert bool(tables.compare(base, adapter, tmp_path / "model", lora, tmp_path)) == bool(TABLES.search(str(options)))
     for merge in (False, True):
         found = predictions(tmp_path / "model", lora, ROWS, merge=merge)
         np.testing.assert_allclose(found, wanted, atol=1e-4 * wanted.std())
+
+
+def keep_tied(lora: Lora) -> None:
+    lora.whole.pop("lm_head.weight")
+    lora.untied = False
+
+
+def forget_tokens(lora: Lora) -> None:
+    lora.rows.pop("lm_head")
+
+
+def take_the_wrong_table(lora: Lora) -> None:
+    lora.whole["lm_head.weight"] = lora.whole["model.embed_tokens.weight"]
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], Callable[[Lora], None], str]] = {
+    "two that are one": ({"target_modules": ["lm_head"]}, keep_tied, "input embeddings|output layer"),
+    "tokens on one side": (
+        {"trainable_token_indices": [401, 12], "target_modules": ["lm_head"]},
+        forget_tokens,
+        "output layer",
+    ),
+    "the wrong table": (
+        {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
+        take_the_wrong_table,
+        "output layer",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_untying_is_named(mistake: str, tmp_path: Path) -> None:
+    """It would be in the file and in the predictions that the file is compared with."""
+    options, spoil, what = MISTAKES[mistake]
+    base = make_model(tmp_path / "base", "qwen2")
+    adapter = make_lora(tmp_path / "adapter", base, **options)
+    lora = read_lora(base, adapter)
+    assert isinstance(lora, Lora)
+    spoil(lora)
+    lay_out(base, base, None, tmp_path / "model")
+    lay_over(tmp_path / "model", lora)
+    with pytest.raises(VerifyError, match=f"the ({what}) of the merge .* not what peft makes"):
+        tables.compare(base, adapter, tmp_path / "model", lora, tmp_path)
 
 
 def test_blocks_of_a_large_layer_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
