@@ -71,9 +71,8 @@ def command(
     try:
         with _stoppable(), out.progress() as progress:
             if folder is not None:
-                versions = quantize_model(
-                    project, directory / folder, types, max_kl=max_kl, step_up=step_up, progress=progress
-                )
+                model = directory / folder
+                versions = quantize_model(project, model, types, max_kl=max_kl, step_up=step_up, progress=progress)
             else:
                 run = project.pick_run(run_id)
                 versions = quantize_types(

@@ -187,29 +187,18 @@ def _build(
         Type asked for → the version made; and the types that were refused.
     """
     steps = {kind: steps_up(kind) if plan.step_up else [] for kind in kinds}
-    wanted = list(dict.fromkeys([*kinds, *(finer for rest in steps.values() for finer in rest)]))
-    made = {kind: scratch / f"made-{kind}" for kind in wanted}  # not the scratch folder itself: only its owner reads it
+    possible = list(dict.fromkeys([*kinds, *(finer for rest in steps.values() for finer in rest)]))
+    made = {kind: scratch / f"made-{kind}" for kind in possible}  # not scratch itself: only its owner reads it
     for path in made.values():
         path.mkdir()
-    found = run_worker(
-        "build",
-        {
-            "base": str(folder),
-            "adapter": str(plan.adapter) if plan.adapter else None,
-            "template": plan.template,
-            "toolchain": str(toolchain),
-            "scratch": str(scratch),
-            "outs": {kind: str(made[kind] / MODEL) for kind in wanted},
-            "steps": steps,
-            "name": plan.name,
-            "samples": _samples(plan.trained.run) if plan.trained else [],
-            "imatrix": _training_rows(plan.imatrix) if plan.imatrix else None,
-            "max_kl": plan.max_kl,
-            "again": plan.again,
-        },
-        scratch,
-        progress,
-    )
+    arguments = _arguments(plan) | {
+        "base": str(folder),
+        "toolchain": str(toolchain),
+        "scratch": str(scratch),
+        "outs": {kind: str(path / MODEL) for kind, path in made.items()},
+        "steps": steps,
+    }
+    found = run_worker("build", arguments, scratch, progress)
     manifests = {kind: _complete(plan, kind, made[kind], found) for kind in found["verification"]}
     # Each is whole by itself: whoever interrupts here keeps those that have their names, and the rest is made again.
     there = {
@@ -217,6 +206,19 @@ def _build(
     }
     versions = {kind: there[took] for kind, took in found["took"].items()}
     return versions, [Refused(kind, **why) for kind, why in found["refused"].items()]
+
+
+def _arguments(plan: Plan) -> dict[str, Any]:
+    """What of a plan the child is told."""
+    return {
+        "adapter": str(plan.adapter) if plan.adapter else None,
+        "template": plan.template,
+        "name": plan.name,
+        "samples": _samples(plan.trained.run) if plan.trained else [],
+        "imatrix": _training_rows(plan.imatrix) if plan.imatrix else None,
+        "max_kl": plan.max_kl,
+        "again": plan.again,
+    }
 
 
 def _complete(plan: Plan, kind: str, made: Path, found: dict[str, Any]) -> Manifest:

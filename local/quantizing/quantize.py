@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cloudft.errors import NotFound, UsageError
 from jobs.spec import Base
@@ -21,7 +22,7 @@ from local.quantizing.maker import Outcome, Plan, building, make_all, make_one
 from local.quantizing.quant_types import known_types, offered
 from local.quantizing.refused import SomeRefused
 from local.quantizing.toolchain import VERSION, ensure_toolchain, require_packages
-from local.quantizing.trained import UNTOUCHED, read_trained
+from local.quantizing.trained import UNTOUCHED, Trained, read_trained
 from local.quantizing.worker import run_worker
 from local.runs.records import locked
 from local.runs.runlock import Made, add_made
@@ -177,33 +178,35 @@ def quantize_adapter(project: Project, run: RunFolder, *, progress: Progress) ->
     require_packages()
     toolchain = ensure_toolchain(progress)
     folder = resolve_base(trained.spec.base, project.root, progress)
-    read_lora(folder, run.adapter)
+    read_lora(folder, run.adapter)  # refuses what does not fit
     with building(project) as scratch:
-        size = (run.adapter / ADAPTER_WEIGHTS).stat().st_size
-        need_space(project.models, 4 * size, "writing the adapter")
+        need_space(project.models, 4 * (run.adapter / ADAPTER_WEIGHTS).stat().st_size, "writing the adapter")
+        written = scratch / out.name
         arguments = {
             "base": str(folder),
             "adapter": str(run.adapter),
             "toolchain": str(toolchain.root),
             "scratch": str(scratch),
-            "out": str(scratch / out.name),
+            "out": str(written),
             "again": f"cloudft quantize {run.run_id}",
         }
         found = run_worker("adapter", arguments, scratch, progress)
+        lineage = _adapter_lineage(trained, written) | found
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = scratch / out.name
-        lineage = {
-            "run_id": run.run_id,
-            "base_id": trained.spec.base.id,
-            "base_revision": trained.spec.base.revision,
-            "adapter_sha256": trained.sha256,
-            "llama_cpp_python": VERSION,
-            "gguf_sha256": sha256_file(written),
-            **found,
-        }
         written.replace(out)
         write_json(out.with_suffix(".json"), lineage)
     return out
+
+
+def _adapter_lineage(trained: Trained, gguf: Path) -> dict[str, Any]:
+    return {
+        "run_id": trained.run.run_id,
+        "base_id": trained.spec.base.id,
+        "base_revision": trained.spec.base.revision,
+        "adapter_sha256": trained.sha256,
+        "llama_cpp_python": VERSION,
+        "gguf_sha256": sha256_file(gguf),
+    }
 
 
 def _is_whole(gguf: Path) -> bool:

@@ -104,40 +104,47 @@ def inspect(
     found = model.metadata.get("general.architecture", "")
     if architecture and found != architecture:
         raise VerifyError(f"{gguf}: the architecture is {found!r}, but the base is {architecture!r}")
-    template = template or own_template(trained)
-    same_template(model, served or template)
     progress("verify", 1, 4, "checks", "template and tokens")
-    rows = samples + odd_conversations(trained)
-    ids = [same_tokens(model, trained, template, row) for row in rows] if template else []
-    odd = [same_ids(model, trained, text) for text in ODD_TEXTS]
+    conversations, odd = _same_language(model, trained, template, served, samples)
     progress("verify", 2, 4, "checks", "end of turn")
     result: dict[str, Any] = {
         "architecture": found,
-        "conversations": len(ids),
-        "tokens": sum(map(len, ids)) + sum(map(len, odd)),
-        "end_of_turn": end_of_turn(model, trained, ids),
+        "conversations": len(conversations),
+        "tokens": sum(map(len, conversations)) + sum(map(len, odd)),
+        "end_of_turn": end_of_turn(model, trained, conversations),
         "tensor_types": counts,
     }
-    _stops(model, trained.eos_token_id, (ids or odd)[0])
+    _stops(model, trained.eos_token_id, (conversations or odd)[0])
     progress("verify", 3, 4, "checks", "predictions")
-    compared = _first_tokens(ids or odd)
+    compared = _first_tokens(conversations or odd)
     result |= _compare(model, reference, compared)
-    if kind is not None and result.get("kl_divergence") is not None:
+    if kind is not None and "kl_divergence" in result:
         result["kl_limit"] = divergence.limit_of(kind, max_kl)
-        if result["kl_divergence"] > result["kl_limit"]:
-            raise _too_far(kind, result, compared)
+        _refuse_too_far(kind, result, compared)
     progress("verify", 4, 4, "checks")
     return Verification.model_validate(result).model_dump()
 
 
-def _too_far(kind: str, found: dict[str, Any], rows: list[list[int]]) -> TooFar:
-    return TooFar(
-        f"the {kind} file predicts too differently from the 16-bit merge: {found['kl_divergence']:.3f} nats per token "
-        f"over {found['reference_tokens']} tokens, at most {found['kl_limit']:g} are allowed; "
-        f"{found['top1_agreement']:.0%} of the most likely tokens agree",
-        rows,
-        found["kl_divergence"],
-    )
+def _same_language(
+    model: Any, trained: Any, template: str | None, served: str | None, samples: list[Messages]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the conversations and of the odd texts, which are the same in the file as in training."""
+    template = template or own_template(trained)
+    same_template(model, served or template)
+    rows = samples + odd_conversations(trained)
+    conversations = [same_tokens(model, trained, template, row) for row in rows] if template else []
+    return conversations, [same_ids(model, trained, text) for text in ODD_TEXTS]
+
+
+def _refuse_too_far(kind: str, found: dict[str, Any], rows: list[list[int]]) -> None:
+    if found["kl_divergence"] > found["kl_limit"]:
+        raise TooFar(
+            f"the {kind} file predicts too differently from the 16-bit merge: {found['kl_divergence']:.3f} nats per "
+            f"token over {found['reference_tokens']} tokens, at most {found['kl_limit']:g} are allowed; "
+            f"{found['top1_agreement']:.0%} of the most likely tokens agree",
+            rows,
+            found["kl_divergence"],
+        )
 
 
 def _planned_types(gguf: str, types: dict[str, str] | None) -> dict[str, int]:
