@@ -12,26 +12,26 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cloudft.errors import ConfigError, IntegrityError
+from cloudft.errors import IntegrityError
 from local.base import GET_AGAIN, read_json, weight_files
-from local.quantizing.lora import COMPARE, Lora, Pair, Rows, and_more
-from local.safetensors_file import Tensor, equal, read_header
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-PREFIX = "base_model.model."
-FACTOR = re.compile(r"\.lora_([AB])\.weight$|\.lora_embedding_([AB])$|\.lora_magnitude_vector$")
-TOKENS = ".token_adapter.trainable_tokens_delta"
-WRAPPED = re.compile(r"(\.token_adapter)?\.base_layer\.")  # what peft puts into the name of a layer that it wrapped
-OUTPUT = "lm_head.weight"
-HEAD = OUTPUT.removesuffix(".weight")
-# What architectures call their input layer, and the output layer of one that is renamed while it is loaded.
-EMBEDDING = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|embed_in|embeddings?)\.weight$")
-OTHER_OUTPUT = "embed_out.weight"
-# Stored, and never a layer of the model in memory, so no adapter can have a part for it: the layers that predict
-# several tokens at once, and the experts of a mixture one by one, which transformers joins while loading.
-STORED_ONLY = re.compile(r"(^|\.)mtp\.")
-EXPERT = re.compile(r"\.experts\.\d+\.")
+from local.quantizing.lora import COMPARE, Lora, Pair, and_more
+from local.quantizing.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    EXPERT,
+    FACTOR,
+    OTHER_OUTPUT,
+    OUTPUT,
+    PREFIX,
+    STORED_ONLY,
+    TOKENS,
+    WRAPPED,
+    is_table,
+    matches,
+    unfit,
+)
+from local.quantizing.tied import refuse_undefined, take_tokens, untie
+from local.safetensors_file import Tensor, read_header
 
 # Whatever their value, these change nothing about how the tensors of the file are added to the base.
 HARMLESS = (
@@ -71,9 +71,9 @@ def read_lora(base: Path, adapter: Path) -> Lora | str:
     text = text_config(base)
     tied = not {OUTPUT, OTHER_OUTPUT} & stored.keys() or bool(text.get("tie_word_embeddings"))
     _take_whole(found, {name: tensor for name, tensor in brought.items() if name not in names}, stored)
-    _take_tokens(found, brought, stored, config, tied)
-    _refuse_undefined(found, modules, brought, tied)
-    if tied and not _untie(found, modules, brought, stored):
+    take_tokens(found, brought, stored, config, tied)
+    refuse_undefined(found, modules, brought, tied)
+    if tied and not untie(found, modules, brought, stored):
         return "it changes one side of tied embeddings in a way that is left to peft"
     shapes = {name: tensor.shape for name, tensor in stored.items()} | {n: t.shape for n, t in found.whole.items()}
     _take_pairs(found, modules, brought, shapes, config)
@@ -144,118 +144,16 @@ def _take_whole(found: Lora, brought: dict[str, Tensor], stored: dict[str, Tenso
         plain = WRAPPED.sub(".", name)
         place = stored.get(plain)
         if place is None and plain != OUTPUT:
-            raise _unfit([f"{PREFIX}{name}"], "has no place in the base")
+            raise unfit([f"{PREFIX}{name}"], "has no place in the base")
         if place is not None and place.shape != tensor.shape:
-            if not _is_table(plain) or place.shape[1:] != tensor.shape[1:]:
-                raise _unfit([f"{PREFIX}{name}"], f"is {tensor.shape}, and {place.shape} in the base")
+            if not is_table(plain) or place.shape[1:] != tensor.shape[1:]:
+                raise unfit([f"{PREFIX}{name}"], f"is {tensor.shape}, and {place.shape} in the base")
             found.vocabulary = tensor.shape[0]
         found.whole[plain] = tensor
-    sizes = {tensor.shape[0] for name, tensor in found.whole.items() if _is_table(name)}
-    lacking = [name for name in stored if _is_table(name) and name not in found.whole]
+    sizes = {tensor.shape[0] for name, tensor in found.whole.items() if is_table(name)}
+    lacking = [name for name in stored if is_table(name) and name not in found.whole]
     if found.vocabulary is not None and (len(sizes) > 1 or lacking):
-        raise _unfit([*lacking, OUTPUT], f"did not come along with the size of the others ({sorted(sizes)})")
-
-
-def _take_tokens(
-    found: Lora, brought: dict[str, Tensor], stored: dict[str, Tensor], config: dict[str, Any], tied: bool
-) -> None:
-    """Rows of tables that were trained themselves; none of those that the configuration names may be missing."""
-    said = config.get("trainable_token_indices") or {}
-    embedding = next((name.removesuffix(".weight") for name in stored if EMBEDDING.search(name)), "")
-    for name in brought:
-        if name.endswith(TOKENS):
-            module = name.removesuffix(TOKENS)
-            # A tied output layer may come along with the rows of the embedding.
-            stand_ins = [module, embedding] if tied and module == HEAD else [module]
-            tables = [
-                table[f"{one}.weight"]
-                for one in stand_ins
-                for table in (found.whole, stored)
-                if f"{one}.weight" in table
-            ]
-            indices = said if isinstance(said, list) else _first(said, stand_ins)
-            found.rows[module] = _rows(name, brought[name].shape, tables[0].shape if tables else (), indices)
-    lost = said and not found.rows
-    for key, indices in said.items() if isinstance(said, dict) else ():
-        if not any(_matches([key], module) for module in found.rows):
-            # Of a tied output layer peft leaves out the rows that are the embedding's.
-            lost = lost or not (
-                tied and key == HEAD and tuple(indices) in {rows.indices for rows in found.rows.values()}
-            )
-    if lost:
-        raise _unfit(["the rows of trainable_token_indices"], "are not in the adapter")
-
-
-def _is_table(name: str) -> bool:
-    """Whether a tensor has a row for each token."""
-    return name == OUTPUT or EMBEDDING.search(name) is not None
-
-
-def _first(said: dict[str, list[int]], modules: list[str]) -> list[int]:
-    """What a configuration says of the first of the modules of which it says something."""
-    return next((said[key] for module in modules for key in said if _matches([key], module)), [])
-
-
-def _rows(name: str, shape: tuple[int, ...], table: tuple[int, ...], indices: list[int]) -> Rows:
-    if shape != (len(indices), *table[1:]) or any(not 0 <= index < table[0] for index in indices):
-        raise _unfit([f"{PREFIX}{name}"], f"is {shape} for {len(indices)} tokens, which has no place in the base")
-    return Rows(f"{PREFIX}{name}", tuple(indices))
-
-
-def _untie(found: Lora, modules: set[str], brought: dict[str, Tensor], stored: dict[str, Tensor]) -> bool:
-    """Where input and output layer were one and not both of them were tuned alike, they are two from now on.
-
-    Returns False for what is not worth the care here.
-    """
-    first = next((name for name in stored if EMBEDDING.search(name)), "")
-    embedding = first.removesuffix(".weight")
-    input_, output = found.whole.get(first), found.whole.get(OUTPUT)
-    rows, own_rows = found.rows.get(embedding), found.rows.get(HEAD)
-    tuned = {HEAD, embedding} & modules
-    if not tuned and input_ is None and output is None and own_rows is None:
-        return True
-    if not first:
-        return False
-    # What the output layer was before anything tuned it: the shared tensor, in its new size if it was resized.
-    shared = input_ if input_ is not None and found.vocabulary is not None else stored[first]
-    apart = output is not None and not equal(output, input_ if input_ is not None else stored[first])
-    alone = input_ is not None and output is None and found.vocabulary is None
-    alike = rows == own_rows or own_rows is None or _same_rows(rows, own_rows, brought)
-    found.untied = bool(tuned) or apart or alone or not alike
-    if found.untied:
-        found.whole[OUTPUT] = output if output is not None else shared
-        if own_rows is None and rows is not None:
-            found.rows[HEAD] = rows  # peft ties them
-    else:
-        found.whole.pop(OUTPUT, None)
-        found.rows.pop(HEAD, None)
-    return True
-
-
-def _same_rows(one: Rows | None, other: Rows, brought: dict[str, Tensor]) -> bool:
-    if one is None or one.indices != other.indices:
-        return False
-    return equal(*(brought[rows.values.removeprefix(PREFIX)] for rows in (one, other)))
-
-
-def _refuse_undefined(found: Lora, modules: set[str], brought: dict[str, Tensor], tied: bool) -> None:
-    """What peft gives no result for: it wraps layers for trained tokens, and fails where more is done to them.
-
-    Raises:
-        ConfigError: see above.
-    """
-    what = ""
-    if set(found.rows) & modules:
-        what = "factors of the same layer"
-    elif tied and set(found.rows) - {HEAD} and f"{HEAD}.lora_magnitude_vector" in brought:
-        what = "a DoRA on the tied output layer"
-    elif tied and f"{HEAD}.token_adapter.base_layer.weight" in brought and HEAD not in found.rows:
-        what = "a tied output layer that was trained whole"
-    if what:
-        raise ConfigError(
-            f"the adapter has trained tokens beside {what}, and peft itself computes nothing with that",
-            hint="train one without the tokens, or without the other",
-        )
+        raise unfit([*lacking, OUTPUT], f"did not come along with the size of the others ({sorted(sizes)})")
 
 
 def _take_pairs(
@@ -268,7 +166,7 @@ def _take_pairs(
     for module in sorted(modules):
         if f"{module}.weight" not in shapes:
             first = min(name for name in brought if name.startswith(f"{module}.lora_"))
-            raise _unfit([f"{PREFIX}{first}"], "has no place in the base")
+            raise unfit([f"{PREFIX}{first}"], "has no place in the base")
         found.pairs[module] = _pair(module, brought, shapes[f"{module}.weight"], config)
 
 
@@ -277,7 +175,7 @@ def _pair(module: str, brought: dict[str, Tensor], shape: tuple[int, ...], confi
     names = [f"{module}.lora_embedding_{s}" if embedding else f"{module}.lora_{s}.weight" for s in "AB"]
     length = f"{module}.lora_magnitude_vector"
     if missing := [name for name in [*names, *([length] if config.get("use_dora") else [])] if name not in brought]:
-        raise _unfit([PREFIX + name for name in missing], "is not in the adapter")
+        raise unfit([PREFIX + name for name in missing], "is not in the adapter")
     a, b = (brought[name].shape for name in names)
     fits = len(a) == len(b) == 2 and a[0] == b[1] and ((a[1], b[0]) if embedding else (b[0], a[1])) == shape
     if not fits or (length in brought and (embedding or brought[length].shape != shape[:1])):
@@ -286,7 +184,7 @@ def _pair(module: str, brought: dict[str, Tensor], shape: tuple[int, ...], confi
             hint=COMPARE,
         )
     if length in brought and not config.get("use_dora"):
-        raise _unfit([PREFIX + length], "is no part of an adapter that says that it is no DoRA")
+        raise unfit([PREFIX + length], "is no part of an adapter that says that it is no DoRA")
     rank = a[0]
     alpha = pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
     if (wanted := pattern_value(config.get("rank_pattern"), module, config["r"])) != rank:
@@ -311,24 +209,24 @@ def _refuse_missing(config: dict[str, Any], modules: set[str], found: Lora, shap
     """All of a module's tensors may be gone: the configuration says what was trained."""
     saved = tuple(config.get("modules_to_save") or ())
     if missing := sorted(name for name in shapes if name not in found.whole and _is_inside(name, saved)):
-        raise _unfit([f"{PREFIX}{name}" for name in missing], "is not in the adapter")
+        raise unfit([f"{PREFIX}{name}" for name in missing], "is not in the adapter")
     biases = {name for name in shapes if name.endswith(".bias")}
     if config.get("bias") == "lora_only":
         biases = {name for name in biases if name.removesuffix(".bias") in modules}
     if config.get("bias", "none") != "none" and (missing := sorted(biases - set(found.whole))):
-        raise _unfit([f"{PREFIX}{name}" for name in missing], "is not in the adapter")
+        raise unfit([f"{PREFIX}{name}" for name in missing], "is not in the adapter")
     if config.get("layers_pattern") or not config.get("target_modules"):
         return  # a rule of peft's that is better not restated: a wrong restatement would refuse good adapters
     matrices = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
-    wanted = {m for m in matrices if _matches(config["target_modules"], m)}
-    wanted -= {m for m in wanted if _matches(config.get("exclude_modules") or [], m)}
+    wanted = {m for m in matrices if matches(config["target_modules"], m)}
+    wanted -= {m for m in wanted if matches(config.get("exclude_modules") or [], m)}
     wanted -= {m for m in wanted if any(re.match(rf"(^|.*\.){entry}($|\..*)", m) for entry in saved)}
     layers = config.get("layers_to_transform")
     if layers is not None and layers != []:
         layers = [layers] if isinstance(layers, int) else layers
         wanted = {m for m in wanted if (at := re.match(r".*?\.[^.]*\.(\d+)\.", m)) and int(at[1]) in layers}
     if missing := sorted(wanted - modules):
-        raise _unfit([f"{PREFIX}{module}.lora_A.weight" for module in missing], "is not in the adapter")
+        raise unfit([f"{PREFIX}{module}.lora_A.weight" for module in missing], "is not in the adapter")
 
 
 def _is_in_memory(name: str, modules: set[str], config: dict[str, Any]) -> bool:
@@ -345,16 +243,6 @@ def _is_inside(name: str, saved: tuple[str, ...]) -> bool:
     """peft's rule for ``modules_to_save``: every module whose name ends so, with all that is in it."""
     parts = name.split(".")[:-1]
     return bool(saved) and any(".".join(parts[:end]).endswith(saved) for end in range(1, len(parts) + 1))
-
-
-def _matches(targets: str | list[str], module: str) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
-def _unfit(names: list[str], what: str) -> IntegrityError:
-    return IntegrityError(f"the adapter does not fit the base: {names[0]}{and_more(names)} {what}", hint=COMPARE)
 
 
 def base_tensors(base: Path) -> dict[str, Tensor]:

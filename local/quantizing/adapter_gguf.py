@@ -18,8 +18,9 @@ from typing import Any
 from cloudft.errors import ConfigError, VerifyError
 from local.files import write_json
 from local.progress import Progress
-from local.quantizing.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_lora
+from local.quantizing.adapter import read_lora
 from local.quantizing.lora import Lora
+from local.quantizing.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 SCRIPT = "convert_lora_to_gguf.py"
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from local.quantizing import ggml
-from local.quantizing.adapter import EMBEDDING, OUTPUT, base_tensors
+from local.quantizing.adapter import base_tensors
 from local.quantizing.lora import Lora
+from local.quantizing.names import EMBEDDING, OUTPUT
 
 CHUNK = 1 << 18  # numbers in a block: large enough that Python's share is small, small enough for the cache
 MOST = 192 * 2**20  # bytes of blocks kept, of all files together

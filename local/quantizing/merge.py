@@ -17,7 +17,7 @@ from jobs.rendering import has_training_tags, served_template
 from local.base import GET_AGAIN, TOKENIZERS, model_files, read_json
 from local.files import write_json, write_text
 from local.progress import Progress, silent
-from local.quantizing.adapter import ADAPTER_WEIGHTS
+from local.quantizing.names import ADAPTER_WEIGHTS
 from local.serving.versions import TEMPLATE
 
 CHANGED = ("vocab_size", "tie_word_embeddings")

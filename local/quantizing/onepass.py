@@ -17,12 +17,13 @@ from typing import Any
 from cloudft.errors import ConfigError
 from local.progress import Progress
 from local.quantizing import ggml
-from local.quantizing.adapter import OUTPUT, base_tensors, text_config
+from local.quantizing.adapter import base_tensors, text_config
 from local.quantizing.convert import converter_class, explained
 from local.quantizing.ggml import Imatrix
 from local.quantizing.gguf_head import Head, size
 from local.quantizing.headstart import HeadStart
 from local.quantizing.lora import Lora, and_more
+from local.quantizing.names import OUTPUT
 from local.quantizing.quant_types import offered
 from local.quantizing.stream import Target, stream
 

@@ -16,9 +16,10 @@ from local.base import lock_base, resolve_base
 from local.files import need_space, sha256_file, write_json
 from local.progress import Progress
 from local.project import Project, RunFolder
-from local.quantizing.adapter import ADAPTER_WEIGHTS, read_lora
+from local.quantizing.adapter import read_lora
 from local.quantizing.divergence import steps_up
 from local.quantizing.maker import Outcome, Plan, building, make_all, make_one
+from local.quantizing.names import ADAPTER_WEIGHTS
 from local.quantizing.quant_types import known_types, offered
 from local.quantizing.refused import SomeRefused
 from local.quantizing.toolchain import VERSION, ensure_toolchain, require_packages

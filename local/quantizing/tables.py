@@ -14,7 +14,9 @@ from typing import Any
 from cloudft.errors import VerifyError
 from local.base import read_json
 from local.files import write_json
-from local.quantizing.adapter import (
+from local.quantizing.adapter import base_tensors
+from local.quantizing.lora import Lora
+from local.quantizing.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     EMBEDDING,
@@ -24,9 +26,7 @@ from local.quantizing.adapter import (
     PREFIX,
     TOKENS,
     WRAPPED,
-    base_tensors,
 )
-from local.quantizing.lora import Lora
 from local.quantizing.reference import Weights, skeleton, tables_of
 
 SOME = 32  # rows looked at from the beginning, the middle and the end of a table, beside all that were trained
@@ -54,17 +54,17 @@ def compare(base: Path, adapter: Path, model: Path, lora: Lora, scratch: Path) -
         return 0
     rows = _rows(lora, lora.vocabulary or base_tensors(base)[f"{embedding}.weight"].shape[0])
     with torch.inference_mode():
-        torch.manual_seed(0)
         small = _small_model(base, embedding, rows)
-        inputs = torch.randn(PROBES, small.get_output_embeddings().weight.shape[1])
+        columns = small.get_output_embeddings().weight.shape[1]
+        inputs = torch.randn(PROBES, columns, generator=torch.Generator().manual_seed(0))
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             tuned = _tuned(small, adapter, {embedding, HEAD}, rows, Path(folder))
         wanted = tuned.get_input_embeddings()(torch.arange(len(rows))), tuned.get_output_embeddings()(inputs)
         found = tables_of(model, lora, rows, inputs)
-    for what, ours, theirs in zip(("input embeddings", "output layer"), found, wanted, strict=True):
+    for what, ours, theirs in zip(("input embedding", "output layer"), found, wanted, strict=True):
         if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.std())):
             raise VerifyError(
-                f"the {what} of the merge are not what peft makes of base and adapter",
+                f"the merge is not what peft makes of base and adapter: the {what} differs",
                 hint="no type would help; report this with the adapter's adapter_config.json",
             )
     return len(rows)

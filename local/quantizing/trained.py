@@ -15,7 +15,7 @@ from jobs.spec import FileRef, RunSpec
 from local.base import check_model, check_safetensors, digest_of, read_json, wanted
 from local.files import sha256_file
 from local.project import RunFolder
-from local.quantizing.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from local.quantizing.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from local.runs.records import read_spec
 from local.serving.versions import TEMPLATE
 

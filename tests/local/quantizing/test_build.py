@@ -313,7 +313,7 @@ def test_embeddings_that_are_laid_over_wrongly_are_noticed(
     one_table = {"whole": {}, "untied": False}
     real = overlay.lay_over
     monkeypatch.setattr("local.quantizing.build.lay_over", lambda model, lora: real(model, replace(lora, **one_table)))
-    with pytest.raises(VerifyError, match="the input embeddings of the merge are not what peft makes"):
+    with pytest.raises(VerifyError, match="not what peft makes of base and adapter: the input embedding differs"):
         built(tied, adapter, tmp_path, toolchain)
 
 

@@ -132,7 +132,7 @@ def take_the_wrong_table(lora: Lora) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], Callable[[Lora], None], str]] = {
-    "two that are one": ({"target_modules": ["lm_head"]}, keep_tied, "input embeddings|output layer"),
+    "two that are one": ({"target_modules": ["lm_head"]}, keep_tied, "input embedding|output layer"),
     "tokens on one side": (
         {"trainable_token_indices": [401, 12], "target_modules": ["lm_head"]},
         forget_tokens,
@@ -157,7 +157,7 @@ def test_a_mistake_in_untying_is_named(mistake: str, tmp_path: Path) -> None:
     spoil(lora)
     lay_out(base, base, None, tmp_path / "model")
     lay_over(tmp_path / "model", lora)
-    with pytest.raises(VerifyError, match=f"the ({what}) of the merge .* not what peft makes"):
+    with pytest.raises(VerifyError, match=f"not what peft makes of base and adapter: the ({what}) differs"):
         tables.compare(base, adapter, tmp_path / "model", lora, tmp_path)
 
 
