@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jobs.rendering import served_template
@@ -52,6 +53,9 @@ ROWS: list[dict[str, Any]] = [
     }
     for i in range(12)
 ]
+
+
+PROMPT = list(range(40, 90))  # token ids to predict from
 
 
 def no_progress(*_: Any, **__: Any) -> None:
@@ -250,3 +254,50 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
     return _quantised(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def made(tmp_path: Path, tiny_base: Path, tiny_adapter: Path) -> tuple[Project, RunFolder]:
+    return copy_project(tmp_path / "project", tiny_base, tiny_adapter)
+
+
+def nothing_left(project: Project) -> None:
+    """No version, no current model, no debris, and no child process."""
+    left = [path.name for path in project.models.iterdir()] if project.models.exists() else []
+    assert [name for name in left if name != ".lock"] == []
+    assert [child for child in psutil.Process().children(recursive=True) if is_worker(child)] == []
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return any(part.endswith("convert_worker.py") for part in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def logits(gguf: Path, ids: list[int]) -> Any:
+    from llama_cpp import Llama
+
+    model = Llama(str(gguf), n_ctx=256, logits_all=True, verbose=False)
+    model.eval(ids)
+    return model.scores[: len(ids)].copy()
+
+
+def merged_logits(base: Path, adapter: Path, ids: list[int]) -> Any:
+    """What transformers and peft say that the merged model predicts."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with torch.inference_mode():
+        return merged(torch.tensor([ids])).logits[0].numpy()
+
+
+def relative_error(found: Any, wanted: Any) -> float:
+    import numpy as np
+
+    return float(np.sqrt(((found - wanted) ** 2).mean()) / wanted.std())
