@@ -11,8 +11,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 PIECE = 1 << 24  # bytes copied at a time
+CODES: dict[int, Literal["B", "H", "I", "Q"]] = {
+    1: "B",
+    2: "H",
+    4: "I",
+    8: "Q",
+}  # of memoryviews, by the bytes of a number
 UNREADABLE = (ValueError, KeyError, TypeError, OSError, struct.error)
 
 
@@ -91,3 +98,19 @@ def equal(one: Tensor, other: Tensor) -> bool:
                 return False
             left -= size
     return True
+
+
+def equal_transposed(one: Tensor, other: Tensor) -> bool:
+    """Whether a matrix is another one with rows and columns exchanged. Both are read whole."""
+    size = (one.end - one.begin) // max(1, one.shape[0] * one.shape[-1])
+    if len(one.shape) != 2 or one.dtype != other.dtype or one.shape != other.shape[::-1] or size not in CODES:
+        return False
+    a, b = (memoryview(_bytes(tensor)).cast(CODES[size]) for tensor in (one, other))
+    rows, columns = one.shape
+    return all(a[row * columns : (row + 1) * columns].tobytes() == b[row::rows].tobytes() for row in range(rows))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    with tensor.file.open("rb") as src:
+        src.seek(tensor.begin)
+        return src.read(tensor.end - tensor.begin)

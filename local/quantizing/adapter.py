@@ -73,10 +73,11 @@ def read_lora(base: Path, adapter: Path) -> Lora | str:
     _take_whole(found, {name: tensor for name, tensor in brought.items() if name not in names}, stored)
     take_tokens(found, brought, stored, config, tied)
     refuse_undefined(found, modules, brought, tied)
-    if tied and not untie(found, modules, brought, stored):
+    tuned = set(modules)
+    if tied and not untie(found, tuned, brought, stored):
         return "it changes one side of tied embeddings in a way that is left to peft"
     shapes = {name: tensor.shape for name, tensor in stored.items()} | {n: t.shape for n, t in found.whole.items()}
-    _take_pairs(found, modules, brought, shapes, config)
+    _take_pairs(found, tuned, brought, shapes, config)
     in_memory = {name: shape for name, shape in shapes.items() if _is_in_memory(name, modules, text)}
     if tied and OUTPUT not in brought:  # no file has it, and yet it may be missing
         in_memory.setdefault(OUTPUT, (0, 0))

@@ -61,10 +61,11 @@ class Lora:
 
     def said(self) -> str:
         """What it is, in a few words, beyond plain factors."""
+        tokens = {index for rows in self.rows.values() for index in rows.indices}
         parts = [
             "DoRA" if any(pair.magnitude for pair in self.pairs.values()) else "",
-            f"{len(self.whole)} whole tensors" if self.whole else "",
-            f"{len({i for rows in self.rows.values() for i in rows.indices})} trained tokens" if self.rows else "",
+            _count(len(self.whole), "whole tensor"),
+            _count(len(tokens), "trained token"),
             "a tuned embedding" if any(pair.embedding for pair in self.pairs.values()) else "",
         ]
         return ", ".join(part for part in parts if part)
@@ -144,3 +145,8 @@ class Lora:
 def and_more(names: list[str]) -> str:
     """ "(and 3 more)" for a list of which the first is named."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _count(number: int, what: str) -> str:
+    """ "2 things"; empty for none."""
+    return f"{number} {what}{'s' * (number > 1)}" if number else ""

@@ -232,6 +232,8 @@ class _Stream:
         if module not in tuned.pairs:
             return y
         a, b, scale = tuned.factors(module)
+        if tuned.pairs[module].embedding:  # of a tied embedding
+            a, b = b.T, a.T
         y = y + (x @ a.T) @ b.T * scale
         if magnitude := tuned.pairs[module].magnitude:
             step = max(1, BLOCK // a.shape[1])

@@ -7,7 +7,7 @@ from typing import Any
 from cloudft.errors import ConfigError
 from local.quantizing.lora import Lora, Rows
 from local.quantizing.names import EMBEDDING, HEAD, OUTPUT, PREFIX, TOKENS, matches, unfit
-from local.safetensors_file import Tensor, equal
+from local.safetensors_file import Tensor, equal, equal_transposed
 
 
 def take_tokens(
@@ -71,6 +71,7 @@ def refuse_undefined(found: Lora, modules: set[str], brought: dict[str, Tensor],
     if what:
         raise ConfigError(
             f"the adapter has trained tokens beside {what}, and peft itself computes nothing with that",
+            effect="nothing was written",
             hint="train one without the tokens, or without the other",
         )
 
@@ -78,13 +79,17 @@ def refuse_undefined(found: Lora, modules: set[str], brought: dict[str, Tensor],
 def untie(found: Lora, modules: set[str], brought: dict[str, Tensor], stored: dict[str, Tensor]) -> bool:
     """Where input and output layer were one and not both of them were tuned alike, they are two from now on.
 
-    Returns False for what is not worth the care here.
+    Factors of the output layer that are the embedding's leave ``modules``. Returns False for what is not worth the care
+    here.
     """
     first = next((name for name in stored if EMBEDDING.search(name)), "")
     embedding = first.removesuffix(".weight")
     input_, output = found.whole.get(first), found.whole.get(OUTPUT)
     rows, own_rows = found.rows.get(embedding), found.rows.get(HEAD)
     tuned = {HEAD, embedding} & modules
+    if HEAD in tuned and _same_factors(embedding, brought):
+        modules.remove(HEAD)
+        tuned = set()  # what is done to the one is done to the other
     if not tuned and input_ is None and output is None and own_rows is None:
         return True
     if not first:
@@ -109,3 +114,10 @@ def _same_rows(one: Rows | None, other: Rows, brought: dict[str, Tensor]) -> boo
     if one is None or one.indices != other.indices:
         return False
     return equal(*(brought[rows.values.removeprefix(PREFIX)] for rows in (one, other)))
+
+
+def _same_factors(embedding: str, brought: dict[str, Tensor]) -> bool:
+    """Whether both sides have the same factors, as ``ensure_weight_tying`` leaves them: one side's are transposed."""
+    names = ((f"{HEAD}.lora_A.weight", "lora_embedding_B"), (f"{HEAD}.lora_B.weight", "lora_embedding_A"))
+    pairs = [(brought.get(one), brought.get(f"{embedding}.{other}")) for one, other in names]
+    return all(one is not None and other is not None and equal_transposed(one, other) for one, other in pairs)

@@ -285,6 +285,21 @@ def test_both_sides_of_tied_embeddings_that_stayed_equal_stay_one(tmp_path: Path
     assert (found.untied, list(found.whole), found.vocabulary) == (False, ["model.embed_tokens.weight"], 544)
 
 
+def test_factors_that_are_the_same_on_both_sides_are_added_once(tmp_path: Path, tiny_base: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    options = {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+    adapter = make_lora(tmp_path / "adapter", tiny_base, **options)
+    found = plain(tiny_base, adapter)
+    assert (found.untied, list(found.pairs)) == (False, ["model.embed_tokens"])
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    weights["base_model.model.lm_head.lora_A.weight"][5, 3] += 0.1
+    save_file(weights, path)
+    found = plain(tiny_base, adapter)
+    assert (found.untied, list(found.pairs)) == (True, ["lm_head", "model.embed_tokens"])
+
+
 def test_a_new_size_of_one_of_two_embeddings_is_refused(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama")
     adapter = make_lora(tmp_path / "adapter", base, target_modules=["q_proj"])

@@ -94,13 +94,18 @@ def predicts(gguf: Path, model: Any) -> None:
 
 VARIANTS: dict[str, tuple[bool, dict[str, Any], str]] = {
     "DoRA": (False, {"use_dora": True}, "DoRA"),
-    "whole layers": (False, {"modules_to_save": ["lm_head"]}, "1 whole tensors"),
+    "whole layers": (False, {"modules_to_save": ["lm_head"]}, "1 whole tensor"),
     "whole embedding, tied": (True, {"modules_to_save": ["embed_tokens"]}, "2 whole tensors"),
     "new tokens": (True, {"trainable_token_indices": [5, 6], "target_modules": ["q_proj"]}, "2 trained tokens"),
     "new tokens and the output layer, tied": (
         True,
         {"trainable_token_indices": [5, 6], "target_modules": ["lm_head"]},
-        "1 whole tensors, 2 trained tokens",
+        "1 whole tensor, 2 trained tokens",
+    ),
+    "both sides as one, tied": (
+        True,
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        "1 whole tensor, a tuned embedding",
     ),
     "embedding, tied": (True, {"target_modules": ["embed_tokens", "q_proj"]}, "a tuned embedding"),
 }
@@ -142,7 +147,7 @@ def test_resized_embeddings(
     adapter = make_lora(tmp_path / "adapter", base, target_modules=["q_proj"])
     tuned.save_pretrained(adapter, save_embedding_layers=True)
     found = built(base, adapter, tmp_path, toolchain)
-    assert found["merge"].startswith(f"{TENSORWISE} ({1 if tied_ else 2} whole tensors")
+    assert found["merge"].startswith(f"{TENSORWISE} ({'1 whole tensor' if tied_ else '2 whole tensors'}")
     assert ("3 trained tokens" in found["merge"]) == (tokens is not None)
     from llama_cpp import Llama
 
