@@ -41,7 +41,8 @@ MODEL_WEIGHTS = "model*.safetensors"
 # In a result and a checkpoint: a folder for each stage that was kept out, with its adapter.
 REJECTED = "rejected"
 MODEL_INDEX = "model.safetensors.index.json"
-# In a checkpoint: a folder with the best weights of the stage so far, and a file in it that says of what step.
+# Beside the checkpoints, and in each: a folder with the best weights of the stage so far, and a file in it that says of
+# what step.
 BEST, BEST_FACTS = "best", "best.json"
 RESULT_FILES = (*ADAPTER_FILES, MODEL_INDEX, "config.json", "generation_config.json", TEMPLATE, *TOKENIZER_FILES)
 
@@ -106,6 +107,11 @@ def sweep(folder: Path, keep: Sequence[Checkpoint]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def put_aside(folder: Path) -> Path:
+    """Where what was at ``folder`` lies while something newer takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The weights of a result or a checkpoint, of an adapter or of a whole model; none where there is no such thing."""
     if not folder.is_dir():
@@ -124,7 +130,7 @@ def result_of(checkpoint: Checkpoint, target: Path) -> None:
     best = _best(checkpoint)
     for name in checkpoint.files:
         wanted = name in RESULT_FILES or fnmatch(name, MODEL_WEIGHTS) or name.startswith(f"{REJECTED}/")
-        if wanted and not (best and _has_weights(name)):
+        if wanted and not (best and has_weights(name)):
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.path / name, part / name)
     for name in best:
@@ -145,10 +151,11 @@ def result_step(checkpoint: Checkpoint) -> int:
 def _best(checkpoint: Checkpoint) -> list[str]:
     """The files of the best weights as they go home, by their names in its folder of them; none where it has none."""
     names = [name.removeprefix(f"{BEST}/") for name in checkpoint.files if name.startswith(f"{BEST}/")]
-    return [name for name in names if _has_weights(name)]
+    return [name for name in names if has_weights(name)]
 
 
-def _has_weights(name: str) -> bool:
+def has_weights(name: str) -> bool:
+    """Whether a file of that name holds weights as they go home, or says which file has which."""
     return name in (WEIGHTS, MODEL_INDEX) or fnmatch(name, MODEL_WEIGHTS)
 
 

@@ -55,9 +55,7 @@ class Keeper:
         self.say = say
         self.stored: tuple[Stored, ...] = ()
         self.resumed_from = 0
-        self.rescued_step: int | None = None
         self._lock = threading.Lock()
-        self._rescuing = threading.Lock()
 
     @property
     def can_keep(self) -> bool:
@@ -72,23 +70,6 @@ class Keeper:
         """Its step; 0 for none."""
         newest = self.newest()
         return newest.step if newest else 0
-
-    def rescue(self, adapter: Path) -> None:
-        """A trainer that left no adapter, however it ended, may have left a checkpoint that holds one."""
-        with self._rescuing:
-            self._rescue(adapter)
-
-    def _rescue(self, adapter: Path) -> None:
-        newest = self.newest()
-        if newest is None or adapter.exists():
-            return
-        try:
-            checkpoints.result_of(newest, adapter)
-            self.rescued_step = checkpoints.result_step(newest)
-            best = f", the best by then, of step {self.rescued_step}" if self.rescued_step < newest.step else ""
-            self.say(f"the adapter is the one of the checkpoint of step {newest.step}{best}")
-        except OSError as exc:
-            self.say(f"the adapter of the checkpoint of step {newest.step} cannot be taken: {exc}")
 
     def restore(self, until: float) -> None:
         """Have the newest whole checkpoint on this disk, from the store if it is not there already.

@@ -43,20 +43,33 @@ def save_result(tuned: Tuned, target: Path, rejected: Path) -> str:
         return ""
     if rejected.is_dir():
         shutil.copytree(rejected, part / REJECTED)
-    for path in part.rglob("*"):
+    sync(part)
+    part.rename(target)
+    return sha256_files(weight_files(target))
+
+
+def sync(folder: Path) -> None:
+    """Every file in it is on the disk, before its name says that it is whole."""
+    for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as written:
                 os.fsync(written.fileno())
-    part.rename(target)
-    return sha256_files(weight_files(target))
+
+
+def withdraw(candidate: Path) -> None:
+    """What the gate keeps out must not pass for a result, not even half of it: ``jobs.rescue`` takes what is there."""
+    if ranks.first() and candidate.exists():
+        gone = candidate.with_name(f".{candidate.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        candidate.rename(gone)
+        shutil.rmtree(gone)
 
 
 def final_result(tuned: Tuned, out: Path, rejected: Path, *, saved: bool, kept: bool) -> str:
     """The result in its place: the candidate if it was ``saved`` and ``kept``, else as ``save_result``; its sha256."""
     candidate, target = out / CANDIDATE, out / RESULT
     if not (saved and kept):
-        if ranks.first():
-            shutil.rmtree(candidate, ignore_errors=True)
+        withdraw(candidate)
         return save_result(tuned, target, rejected)
     if not ranks.first():
         return ""
@@ -87,8 +100,12 @@ def write_result(tuned: Tuned, target: Path, *, half: bool = False) -> None:
 def keep_rejected(tuned: Tuned, folder: Path) -> None:
     """The adapter of a stage that was kept out: what was trained is never lost. Not a whole model, for its size."""
     if tuned.method != "full" and ranks.first():
-        shutil.rmtree(folder, ignore_errors=True)
-        write_adapter(tuned.model, tuned.base, folder)
+        part = folder.parent.with_name(f".{folder.name}.part")  # not beside it: all that lies there goes home
+        for old in (part, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        write_adapter(tuned.model, tuned.base, part)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(folder)
 
 
 def write_adapter(model: Any, base: Base, target: Path) -> None:

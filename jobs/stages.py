@@ -22,7 +22,7 @@ from jobs.model import Tuned
 from jobs.outcome import Outcome, StageOutcome, TrainError
 from jobs.progress import START, Progress, stage_name
 from jobs.runlog import log, say
-from jobs.saving import keep_rejected, save_result, write_result
+from jobs.saving import keep_rejected, save_result, withdraw, write_result
 from jobs.spec import RunSpec, Stage
 from jobs.stage_data import StageData
 from jobs.tracking import tracking_callbacks
@@ -121,6 +121,8 @@ def run_stage(
         after = _judge(meter, before, stage, result)
     ranks.wait()
     if not result.kept:
+        withdraw(run.work / "out" / CANDIDATE)
+        Best(run.best, tuned, run.spec.run_id).forget()
         if not result.diverged:
             keep_rejected(tuned, run.rejected / result.name)
         tuned.put_back(start)
@@ -151,7 +153,7 @@ def train_stage(
     began, data, done = time.monotonic(), stages[progress.stage], progress.step if resume else 0
     stage = shared(data.stage, ranks.count())
     dataset, evaluations = plan(run.inputs, run.spec, tuned, data.stage, data.dataset)
-    course, best = course_of(resume if done else None, run.work), Best(run.best, tuned)
+    course, best = course_of(resume if done else None, run.work), Best(run.best, tuned, run.spec.run_id)
     best.take_up(resume.path if resume and done else None)
     keeping = _keeping(run, tuned, progress, start, course)
     if progress.stage and resume is None:

@@ -54,6 +54,7 @@ from jobs.lifecycle import (
 )
 from jobs.phases import Phases
 from jobs.reports import Reports
+from jobs.rescue import Rescue
 from jobs.ticket import Ticket, TicketError
 
 T = TypeVar("T")
@@ -75,6 +76,7 @@ class Supervisor:
         self.delivery: Delivery | None = None
         self.delivered: Delivered | None = None
         self.keeper: Keeper | None = None
+        self.rescue: Rescue | None = None
         self.reports: Reports | None = None
         self.events: queue.Queue[Event] = queue.Queue()
         self.phases = Phases()
@@ -162,6 +164,7 @@ class Supervisor:
             return Failed(f"cannot read the ticket: {exc}")
         self.ticket = ticket
         self.keeper = Keeper(ticket.outputs, self.work, self.say, ticket.piece_bytes)
+        self.rescue = Rescue(self.work, ticket.run_id, self.say)
         tar = self.work / names.ADAPTER
         self.delivery = Delivery(ticket.outputs, self.out, tar, ticket.piece_bytes, self.say)
         self.reports = Reports(ticket.outputs, self.work, self.log_path, self.say, self._told)
@@ -194,11 +197,12 @@ class Supervisor:
 
     def _restore(self) -> None:
         assert self.keeper is not None
+        assert self.rescue is not None
         try:
             self.keeper.restore(until=self.state.soft_deadline)
         finally:
             # In this order: a trainer's end that was waiting for it must find it told.
-            self.events.put(Restored(found=self.keeper.resumed_from > 0))
+            self.events.put(Restored(found=self.keeper.resumed_from > 0 or self.rescue.has_best))
             self._restored.set()
 
     def _keep_for_ever(self) -> None:
@@ -229,13 +233,14 @@ class Supervisor:
     def _start_child(self) -> None:
         """Start it; while the inputs are still fetched it waits for them, and after that it finds them there."""
         assert self.keeper is not None
+        assert self.rescue is not None
         assert self.ticket is not None
         if self._fetching():
             ready.withdraw(self.work)
         else:  # again: what the one before did is told apart
             self.phases.end("earlier tries", time.time())
             self._began_from = self.keeper.step_on_disk()
-            self.keeper.rescued_step = None
+            self.rescue.forget()
         child.forget_reports(self.out)
         # A run that goes on elsewhere when this machine's time is over is not to be squeezed into it.
         until = None if self.ticket.followed else self.state.soft_deadline
@@ -265,20 +270,22 @@ class Supervisor:
     def _ended(self, end: child.End, code: int) -> Event:
         """What is left now that there is no trainer."""
         assert self.keeper is not None
+        assert self.rescue is not None
         if self._began_from is None:  # it waited for its inputs; what an earlier machine left may be on its way
             self._restored.wait()
         began = self._began_from
         # A trainer that says itself why it failed would fail again; one that has not come further than before, too.
         resumable = end.again or (end.killed and began is not None and self.keeper.step_on_disk() > began)
-        if not end.final:  # what is left of a training that diverged is worth nothing
-            self.keeper.rescue(self.out / "adapter")
+        # What is left of a training that diverged is worth nothing.
+        taken = "" if end.final else self.rescue.take()
+        reason = f"{end.reason}; {taken}" if taken else end.reason
         has_adapter = bool(checkpoints.weight_files(self.out / "adapter"))
         told = end.report.get("status")
         if code == 0 and told in ("completed", "stopped"):
-            return ChildEnded(told, end.reason, has_adapter, final=end.final)
+            return ChildEnded(told, reason, has_adapter, final=end.final)
         # An adapter saved before a crash is kept, but such a run is not called completed.
         status: Status = "stopped" if has_adapter else "failed"
-        return ChildEnded(status, end.reason, has_adapter, resumable, end.final)
+        return ChildEnded(status, reason, has_adapter, resumable, end.final)
 
     def _signal_child(self, number: signal.Signals) -> None:
         if self.child is not None and self.child.poll() is None:
@@ -289,10 +296,12 @@ class Supervisor:
     def _upload(self) -> Event:
         assert self.reports is not None
         assert self.delivery is not None
-        assert self.keeper is not None
+        assert self.rescue is not None
         if self.child is not None:
             self.child.wait()  # one that was killed has ended, or does so at once
-        self.keeper.rescue(self.out / "adapter")
+        self.rescue.take()
+        if not checkpoints.weight_files(self.out / "adapter"):
+            return Failed("there is no adapter to send; see the log")
         # Beside the adapter, unless that needs the line for itself.
         if time.time() < self.state.soft_deadline:
             self._in_thread(self.reports.send_files)
@@ -323,7 +332,7 @@ class Supervisor:
     def _outcome(self) -> dict[str, Any]:
         assert self.ticket is not None
         report = child.read_report(self.out / child.REPORT)
-        rescued = self.keeper.rescued_step if self.keeper else None
+        rescued = self.rescue.step if self.rescue else None
         artifacts = {"adapter": self.delivered.artifact()} if self.delivered else {}
         return {
             "schema_version": names.SCHEMA_VERSION,

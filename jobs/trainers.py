@@ -18,6 +18,7 @@ from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 
 from jobs import checkpoints, ranks, sharding
+from jobs.best import link_best
 from jobs.course import Course
 from jobs.memory import FitsMemory
 from jobs.progress import START, Progress
@@ -56,8 +57,7 @@ class Keeping:
 
     def _complete(self, folder: Path, step: int) -> None:
         self.course.write(folder)
-        if self.best.is_dir():
-            shutil.copytree(self.best, folder / checkpoints.BEST, copy_function=os.link)
+        link_best(self.best, folder)
         progress = replace(self.progress, step=step)
         progress.write(folder)
         if self.metrics.exists():

@@ -16,6 +16,7 @@ from jobs import checkpoints, transfer
 from jobs.bundle import pack, unpack
 from jobs.checkpoints import SEAL, seal, sealed, sweep
 from jobs.keeper import Keeper
+from jobs.rescue import Rescue
 from jobs.ticket import CHECKPOINT, SLOTS, Output
 from jobs.transfer import TransferError
 from tests.services.s3 import S3Server
@@ -248,12 +249,13 @@ def test_a_ticket_without_slots_trains_without_checkpoints_in_the_store(tmp_path
 
 def test_the_result_of_a_checkpoint_is_kept_when_the_trainer_left_none(place: Place) -> None:
     keeper = kept(place, "first", 3)
-    target = place.root / "out" / "adapter"
-    keeper.rescue(target)
+    rescue = Rescue(place.root / "first", "run-1", place.said.append)
+    target = place.root / "first" / "out" / "adapter"
+    assert rescue.take() == "the result is that of step 3, from the checkpoint of step 3"
     assert sorted(p.name for p in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert (target / checkpoints.WEIGHTS).read_bytes() == b"weights of step 3"
     write_checkpoint(keeper.folder, 4)
-    keeper.rescue(target)
+    rescue.take()
     assert (target / checkpoints.WEIGHTS).read_bytes() == b"weights of step 3"
 
 
@@ -266,13 +268,12 @@ def test_the_best_weights_of_a_checkpoint_are_what_goes_home_of_it(place: Place)
     (path / "best" / checkpoints.WEIGHTS).write_bytes(b"weights of step 6")
     (path / "best" / "best.json").write_text('{"step": 6}')
     seal(path, 9, SPEC, at=9.0)
-    keeper.rescue(place.root / "out" / "adapter")
-    assert (place.root / "out" / "adapter" / checkpoints.WEIGHTS).read_bytes() == b"weights of step 6"
-    assert sorted(p.name for p in (place.root / "out" / "adapter").iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
-    assert keeper.rescued_step == 6
+    rescue = Rescue(place.root / "first", "run-1", place.said.append)
+    assert rescue.take() == "the result is that of step 6, the best in the checkpoint of step 9"
+    target = place.root / "first" / "out" / "adapter"
+    assert (target / checkpoints.WEIGHTS).read_bytes() == b"weights of step 6"
+    assert sorted(p.name for p in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert rescue.step == 6
 
 
 def test_the_best_model_of_a_full_fine_tune_is_what_goes_home_in_place_of_the_newest(place: Place) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.checkpoints import FOLDER, WEIGHTS, result_of, result_step, seal, sealed
+from jobs.rescue import Rescue
 from tests.jobs.forked import Training, run_all
 from tests.jobs.guided_fixtures import HELD, guided_work
 from tests.jobs.train_fixtures import FULL, demo_base, metrics, outcome
@@ -56,6 +58,7 @@ def runs(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     add("early", max_steps=60, patience=1, rows=_wrong_answers())
     add("full", "--first-checkpoint", "0", "--checkpoint-every", "0", **FULL, learning_rate=1e-3)
     add("in time", "--until", "now+12", max_steps=LONG, batch_size=2)
+    add("killed", hook="killed_between_two_bests", lora_dropout=0.1)
     add("no number", learning_rate=1e30, held=0)
     first = {"max_steps": 10, "max_length": 128, "learning_rate": 0.005}
     add("spoiled", cpt=first, learning_rate=50.0, scheduler="constant", max_steps=60)
@@ -130,6 +133,33 @@ def test_the_best_of_a_full_fine_tune_is_in_its_checkpoints_as_it_goes_home(
         path.name for path in (work / "out" / "adapter").iterdir()
     }
     assert (tmp_path / "taken" / "model.safetensors").read_bytes() == home
+
+
+def test_a_trainer_that_is_killed_before_its_first_checkpoint_leaves_the_best(
+    runs: dict[str, tuple[Training, int]],
+) -> None:
+    work = work_of(runs, "killed", code=-signal.SIGKILL)
+    assert sealed(work / FOLDER) == []
+    assert not (work / "out" / "adapter").exists()
+    (first,) = [line for line in evaluations(work) if line["step"] > 0]
+    run_id = json.loads((work / "spec.json").read_text())["run_id"]
+    assert Rescue(work, "another", print).take() == ""
+    rescue = Rescue(work, run_id, print)
+    assert rescue.take() == f"the result is that of step {first['step']}, the best by then"
+    assert rescue.step == first["step"] < steps(work)[-1]["step"]
+    # Whole, and what the trainer itself would have left.
+    home, whole = work / "out" / "adapter", work_of(runs, "watched") / "out" / "adapter"
+    names = {path.name for path in whole.iterdir()}
+    assert {path.name for path in home.iterdir()} == names
+    for name in names - {WEIGHTS}:
+        assert (home / name).read_bytes() == (whole / name).read_bytes()
+    assert _norm(home / WEIGHTS) > 0
+
+
+def _norm(path: Path) -> float:
+    from safetensors.torch import load_file
+
+    return sum(float(tensor.norm()) for name, tensor in load_file(path).items() if "lora_B" in name)
 
 
 def test_memory_that_runs_out_costs_nothing_but_time(runs: dict[str, tuple[Training, int]]) -> None:

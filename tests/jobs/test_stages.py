@@ -125,6 +125,8 @@ def test_a_stage_that_makes_things_worse_is_kept_out(demo_base: Path, tmp_path: 
     # What was trained is not lost.
     assert found["rejected/2-dpo/adapter_model.safetensors"] != found["adapter_model.safetensors"]
     assert "rejected/2-dpo/adapter_config.json" in found
+    # Nothing of it is left for whoever would save what a trainer that is killed has made.
+    assert not (both / "best").exists()
     assert not (both / "out" / CANDIDATE).exists()
 
 
