@@ -59,6 +59,11 @@ class StepReport(TrainerCallback):  # type: ignore[misc]  # the library has no t
         self.tokens = self._tokens_before
         self._began = self._said = time.monotonic()
 
+    @property
+    def learns(self) -> bool:
+        """Whether the stage's loss is below the one at its beginning; yes, as long as nobody can tell."""
+        return self._watch.learns
+
     def mean_loss(self, beyond: int = 0) -> float | None:
         """Over all steps beyond that one, those of earlier machines included; None for no step."""
         losses = [loss for step, loss in self._losses.items() if step > beyond]

@@ -7,6 +7,7 @@ the same as the one before would have. Standard library only.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,14 +22,22 @@ class Evaluation:
     loss: float
 
 
+def at_start(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The one before the first step."""
+    return next((e for e in evaluations if e.step == 0), None)
+
+
 @dataclass
 class Course:
     """``cuts``: as in ``jobs.fitting``. ``notes``: what a person should know of it, in a few words each.
 
-    ``pieces``, ``evaluation_pieces``: so many parts a micro-batch is computed in, for want of memory.
+    ``evaluations`` are of rows that are not trained on; ``watched``, where there are no such, of some that are: those
+    only show a training that goes wrong. ``pieces``, ``evaluation_pieces``: so many parts a micro-batch is computed in,
+    for want of memory.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
+    watched: list[Evaluation] = field(default_factory=list)
     cuts: list[list[float]] = field(default_factory=list)
     pieces: int = 1
     evaluation_pieces: int = 1
@@ -37,7 +46,7 @@ class Course:
     @property
     def began(self) -> Evaluation | None:
         """The evaluation before the first step."""
-        return next((e for e in self.evaluations if e.step == 0), None)
+        return at_start(self.evaluations)
 
     @property
     def best(self) -> Evaluation | None:
@@ -64,4 +73,5 @@ class Course:
             value = json.loads((folder / COURSE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls()
-        return cls(**{**value, "evaluations": [Evaluation(**e) for e in value["evaluations"]]})
+        evaluations = {name: [Evaluation(**e) for e in value.get(name, ())] for name in ("evaluations", "watched")}
+        return cls(**{**value, **evaluations})

@@ -22,6 +22,8 @@ from jobs.stage_data import encode, load_rows
 SHARE, COST = 0.05, 0.5
 # In a stage: no more evaluations than this, and so few rows that there may be that many.
 MOST, WANTED = 20, 4
+# Of the stage's own rows, where there are no others.
+MOST_OWN_ROWS = 16
 # Rows for one evaluation. With fewer than the least the loss says little; but it is still a measurement.
 MOST_ROWS, LEAST_ROWS = 64, 8
 # A cpt or dpo stage has no validation file: this share of its own rows is held out, if it has so many.
@@ -30,10 +32,15 @@ HELD_OUT, ENOUGH = 0.05, 100
 
 @dataclass(frozen=True)
 class Plan:
-    """``rows`` to evaluate on, every ``every`` steps and after the last; none at all where there are no rows."""
+    """``rows`` to evaluate on, every ``every`` steps and after the last; none at all where there are no rows.
+
+    ``trained_on``: the rows are some of the stage's own. Their loss says nothing about which weights are the best, and
+    only shows a training that goes wrong.
+    """
 
     rows: tuple[dict[str, Any], ...] = ()
     every: int = 0
+    trained_on: bool = False
 
     def due(self, step: int, last: int) -> bool:
         """Whether the loss is wanted after that step; before the first it is what the stage begins with."""
@@ -49,13 +56,29 @@ def plan(inputs: Path, spec: RunSpec, tuned: Tuned, stage: Stage, dataset: Any) 
         rows = _validation(inputs, spec, tuned, stage, "seq_lengths" in dataset.column_names)
     else:
         dataset, rows = _held_out(dataset, spec.seed)
-    if not rows:
-        log("evaluation", "none", "there are no rows to evaluate on, so the last step counts as the best")
-        return dataset, Plan()
     per_step = mean_tokens(dataset) * stage.batch_size * stage.gradient_accumulation
+    if not rows:
+        return dataset, _watching(dataset, per_step, stage.max_steps, spec.seed)
     rows, every = paced([tokens(row) for row in rows], per_step, stage.max_steps, rows)
     log("evaluation", f"every {every}", f"steps, on {len(rows)} rows: at most {SHARE:.0%} of the time")
     return dataset, Plan(tuple(rows), every)
+
+
+def _watching(dataset: Any, per_step: float, steps: int, seed: int) -> Plan:
+    """With no rows to evaluate on: some that are trained on, unless the stage is over before they would tell much."""
+    drawn = random.Random(seed).sample(range(len(dataset)), min(len(dataset), MOST_OWN_ROWS))  # noqa: S311
+    rows = [dataset[at] for at in drawn]
+    rows, every = paced([tokens(row) for row in rows], per_step, steps, rows)
+    if every * WANTED > steps:
+        log("evaluation", "none", "there are no rows to evaluate on, so the last step counts as the best")
+        return Plan()
+    log(
+        "evaluation",
+        f"every {every}",
+        f"steps, on {len(rows)} rows that are trained on: they only show a training that goes wrong; "
+        "there are no others, so the last step counts as the best",
+    )
+    return Plan(tuple(rows), every, trained_on=True)
 
 
 def paced(costs: Sequence[int], per_step: float, steps: int, rows: Sequence[Any]) -> tuple[list[Any], int]:

@@ -63,7 +63,8 @@ class Guide:
         """Whether the steps since the last evaluation may have brought something, and finding out is quick."""
         step = int(trainer.state.global_step)
         known = any(e.step == step for e in self.course.evaluations)
-        return bool(self.plan.rows) and step > 0 and not known and self.fit.evaluation_seconds <= LAST_LOOK
+        rows = self.plan.rows and not self.plan.trained_on
+        return bool(rows) and step > 0 and not known and self.fit.evaluation_seconds <= LAST_LOOK
 
     def _tell(self, result: StageOutcome, step: int) -> None:
         course, schedule = self.course, self.fit.schedule

@@ -254,7 +254,14 @@ def _guide(
         report=report,
         fit=FitToTime(run.until, stage.max_steps, course, later, evaluations.every, report),
         evaluations=Evaluations(
-            evaluations, course, best, stage.patience, Place(result.name, before), run.metrics, lambda: stopper.stopped
+            evaluations,
+            course,
+            best,
+            stage.patience,
+            Place(result.name, before),
+            run.metrics,
+            stopping=lambda: stopper.stopped,
+            learns=lambda: report.learns,
         ),
         saving=CheckpointInTime(run.pace.first, run.pace.every, stopper),
     )

@@ -17,8 +17,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from jobs import ranks
 from jobs.best import Best
 from jobs.callbacks import Diverged, StepReport
-from jobs.course import Course, Evaluation
-from jobs.divergence import evaluated
+from jobs.course import Course, Evaluation, at_start
+from jobs.divergence import evaluated, stuck
 from jobs.evaluating import Plan
 from jobs.fitting import EVERY, Schedule, StepClock, fitted
 from jobs.runlog import say
@@ -40,6 +40,7 @@ class Evaluations(TrainerCallback):  # type: ignore[misc]  # the library has no 
     Args:
         patience: so many evaluations in a row without a better one end the stage; 0: none does.
         stopping: whether the run was asked to stop: then the checkpoint comes first.
+        learns: whether the loss of the steps has fallen since the beginning.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Evaluations(TrainerCallback):  # type: ignore[misc]  # the library has no 
         place: Place,
         metrics: Path,
         stopping: Callable[[], bool],
+        learns: Callable[[], bool],
     ) -> None:
         self.plan, self.course, self.best, self.patience = plan, course, best, patience
-        self.place, self.metrics, self.stopping = place, metrics, stopping
+        self.place, self.metrics, self.stopping, self.learns = place, metrics, stopping, learns
+        self.seen = course.watched if plan.trained_on else course.evaluations
 
     @property
     def over(self) -> bool:
@@ -62,7 +65,7 @@ class Evaluations(TrainerCallback):  # type: ignore[misc]  # the library has no 
 
     def missing(self, step: int, last: int) -> bool:
         """Whether an evaluation that was due after that step was not made: the machine was lost, or stopped."""
-        return self.plan.due(step, last) and not any(e.step == step for e in self.course.evaluations)
+        return self.plan.due(step, last) and not any(e.step == step for e in self.seen)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.plan.due(state.global_step, state.max_steps) and not self.stopping():
@@ -72,9 +75,12 @@ class Evaluations(TrainerCallback):  # type: ignore[misc]  # the library has no 
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
         step, loss = int(state.global_step), metrics["eval_loss"]
-        if wrong := evaluated(loss, self.course.began.loss if self.course.began else None):
+        if wrong := self._wrong(loss, args.get_warmup_steps(state.max_steps)):
             raise Diverged(f"{wrong}, at step {step}")
-        self.course.evaluations.append(Evaluation(step, loss))
+        self.seen.append(Evaluation(step, loss))
+        if self.plan.trained_on:
+            say(f"{_when(step)}: {loss:.4f} is the loss of {len(self.plan.rows)} rows that are trained on")
+            return
         best = self.course.best
         if best is not None and best.step == step:
             self.best.take({"stage": self.place.stage, "step": self.place.steps_before + step, "eval_loss": loss})
@@ -89,15 +95,27 @@ class Evaluations(TrainerCallback):  # type: ignore[misc]  # the library has no 
             self.course.notes.append(note)
             say(note)
 
+    def _wrong(self, loss: float, warmup: int) -> str:
+        """Why the training is to stop: this loss, or what the last ones say together."""
+        what = f"the loss of {len(self.plan.rows)} training rows" if self.plan.trained_on else "the validation loss"
+        first = at_start(self.seen)
+        began = first.loss if first else None
+        since = [*(e.loss for e in self.seen if e.step > warmup), loss]
+        return evaluated(loss, began, what) or ("" if self.learns() else stuck(since, began, what))
+
     def _report(self, step: int, loss: float, best: Evaluation | None) -> None:
         lowest = f"; the lowest is {best.loss:.4f}, of step {best.step}" if best and best.step != step else ""
-        say(f"{'before the first step' if step == 0 else f'after step {step}'}: validation loss {loss:.4f}{lowest}")
+        say(f"{_when(step)}: validation loss {loss:.4f}{lowest}")
         line = {"stage": self.place.stage, "step": self.place.steps_before + step, "eval_loss": loss}
         if best is not None:
             line |= {"best_step": self.place.steps_before + best.step, "best_loss": best.loss}
         if ranks.first():
             with self.metrics.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
+
+
+def _when(step: int) -> str:
+    return "before the first step" if step == 0 else f"after step {step}"
 
 
 class FitToTime(TrainerCallback):  # type: ignore[misc]

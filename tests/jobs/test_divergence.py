@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from jobs.divergence import WINDOW, LossWatch, evaluated
+from jobs.divergence import WINDOW, LossWatch, evaluated, stuck
 
 
 def first_wrong(losses: Iterable[float]) -> int | None:
@@ -62,6 +62,50 @@ def test_a_validation_loss_is_compared_with_the_one_before_the_first_step(
     loss: float, began: float | None, ends: bool
 ) -> None:
     assert bool(evaluated(loss, began)) is ends
+
+
+@pytest.mark.parametrize(
+    ("losses", "began", "ends"),
+    [
+        pytest.param([6.8, 6.8, 6.8], 6.06, True, id="as it was measured with a rate of 300"),
+        pytest.param([7.1, 7.4, 7.2], 6.06, True, id="about the same"),
+        pytest.param([1.9, 2.4, 2.9], 2.0, False, id="the first is not above it"),
+        pytest.param([2.3, 2.5, 2.9], 2.0, True, id="it rises"),
+        pytest.param([0.4, 7.0, 7.0, 7.0], 6.06, True, id="lost again what it had learned"),
+        pytest.param([6.8, 6.8], 6.06, False, id="twice may be chance"),
+        pytest.param([6.9, 6.8, 6.7], 6.06, False, id="it falls"),
+        pytest.param([6.8, 6.8, 6.7], 6.06, False, id="it begins to fall"),
+        pytest.param([6.5, 6.5, 6.5], 6.06, False, id="hardly above"),
+        pytest.param([6.06, 6.05, 6.06, 6.05], 6.06, False, id="a rate too low to learn"),
+        pytest.param([0.83, 0.9, 0.94], 0.693, False, id="preferences, forgotten"),
+        pytest.param([0.3, 0.3, 0.3], 0.05, False, id="small losses in relation to each other"),
+        pytest.param([6.8, 6.8, 6.8], None, False, id="nothing to compare with"),
+    ],
+)
+def test_evaluations_that_stay_above_the_beginning_end_it(
+    losses: Sequence[float], began: float | None, ends: bool
+) -> None:
+    assert bool(stuck(losses, began)) is ends
+
+
+@pytest.mark.parametrize(
+    ("losses", "learns"),
+    [
+        ([2.5] * 19, True),  # nobody can tell yet
+        (falling(60), True),
+        ([5.77, 5.73, 11.4, *[6.8] * 30], False),
+        ([5.77, 9.0, 14.0, 14.0, 9.0, *[5.0] * 30], True),
+        ([2.2] * 60, False),
+        ([0.693] * 5 + [0.4] * 30, True),
+    ],
+)
+def test_a_training_learns_when_its_loss_is_below_that_of_the_untrained_model(
+    losses: Sequence[float], learns: bool
+) -> None:
+    watch = LossWatch()
+    for loss in losses:
+        watch.add(loss)
+    assert watch.learns is learns
 
 
 def test_it_says_from_where_to_where_the_loss_rose() -> None:

@@ -59,6 +59,8 @@ def runs(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     add("full", "--first-checkpoint", "0", "--checkpoint-every", "0", **FULL, learning_rate=1e-3)
     add("in time", "--until", "now+12", max_steps=LONG, batch_size=2)
     add("killed", hook="killed_between_two_bests", lora_dropout=0.1)
+    for name, rate, held in (("flat", 300.0, 24), ("flat, own rows", 300.0, 0), ("hot", 0.5, 24), ("slow", 1e-6, 0)):
+        add(name, batch_size=4, gradient_accumulation=1, max_steps=90, warmup=0.05, learning_rate=rate, held=held)
     add("no number", learning_rate=1e30, held=0)
     first = {"max_steps": 10, "max_length": 128, "learning_rate": 0.005}
     add("spoiled", cpt=first, learning_rate=50.0, scheduler="constant", max_steps=60)
@@ -227,6 +229,36 @@ def test_a_loss_that_is_no_number_ends_the_run_without_an_adapter(runs: dict[str
     assert "learning_rate" in told["reason"]
     assert not (work / "out" / "adapter").exists()
     assert all(line["loss"] == line["loss"] for line in steps(work))
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("flat", "the validation loss stays at"), ("flat, own rows", "the loss of 8 training rows stays")],
+)
+def test_a_loss_that_stays_above_its_beginning_ends_the_run_before_its_end(
+    runs: dict[str, tuple[Training, int]], name: str, what: str
+) -> None:
+    work = work_of(runs, name, code=1)
+    told = outcome(work)
+    assert (told["status"], told["cause"]) == ("failed", "diverged")
+    assert what in told["reason"]
+    assert "in 3 evaluations, above the " in told["reason"]
+    assert "learning_rate" in told["reason"]
+    assert steps(work)[-1]["step"] < 75  # of 90, evaluated four times
+    assert not (work / "out" / "adapter").exists()
+
+
+def test_a_rate_that_is_bearable_or_too_low_ends_no_run(runs: dict[str, tuple[Training, int]]) -> None:
+    hot, slow = work_of(runs, "hot"), work_of(runs, "slow")
+    began, *later = [line["eval_loss"] for line in evaluations(hot)]
+    losses = [line["loss"] for line in steps(hot)]
+    assert max(losses) > 1.1 * began > began > later[-1]
+    assert outcome(hot)["status"] == outcome(slow)["status"] == "completed"
+    # It was looked at, by rows that say nothing about the best.
+    assert "rows that are trained on" in runs["slow"][0].log.read_text()
+    assert evaluations(slow) == []
+    assert outcome(slow)["adapter_step"] == 90
+    assert outcome(slow)["stages"][0]["best_step"] is None
 
 
 def test_a_stage_that_diverges_leaves_what_was_good_before_it(runs: dict[str, tuple[Training, int]]) -> None:
