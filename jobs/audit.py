@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from jobs import ranks
 from jobs.outcome import TrainError
 from jobs.progress import stage_name
 from jobs.rendering import (
@@ -305,6 +306,8 @@ def audit_of(where: str, origin: str, reader: Reader, stages: Iterable[StageAudi
 def audit_inputs(inputs: Path, out: Path, spec: RunSpec, reader: Reader) -> Audit:
     """On the machine, before the first step: look, say what there is, keep it in ``out``.
 
+    Each rank looks, and the first one writes: two that rename one file fail.
+
     Raises:
         TrainError: of some rows nothing could be learned.
     """
@@ -320,9 +323,10 @@ def audit_inputs(inputs: Path, out: Path, spec: RunSpec, reader: Reader) -> Audi
         found.append(reader.audit(stage_name(spec, number), stage.kind, stage.max_length, rows, numbers, LOOKED_AT))
     origin = "cloudft.yaml" if spec.template is not None else "the base"
     audit = audit_of("machine", origin, reader, found)
-    part = out / f".{NAME}.part"
-    part.write_text(json.dumps(audit.as_dict(), indent=1) + "\n", encoding="utf-8")
-    part.replace(out / NAME)
+    if ranks.first():
+        part = out / f".{NAME}.part"
+        part.write_text(json.dumps(audit.as_dict(), indent=1) + "\n", encoding="utf-8")
+        part.replace(out / NAME)
     say("label audit")
     for line in audit.lines():
         say(f"  {line}")

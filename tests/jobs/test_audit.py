@@ -210,3 +210,17 @@ def test_the_machine_keeps_what_it_found_and_refuses_rows_that_teach_nothing(
     kept = json.loads((work / "out" / "audit.json").read_text())
     assert (kept["where"], kept["stages"][0]["nothing"]) == ("machine", {"count": 1, "first": [13]})
     assert "label audit" in capsys.readouterr().out
+
+
+def test_of_several_ranks_the_first_keeps_what_all_found(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = make_work(tmp_path / "work", "owner/base", [r["messages"] for r in ROWS], max_length=128)
+    spec = RunSpec.model_validate_json((work / "spec.json").read_bytes())
+    (work / "out").mkdir()
+    monkeypatch.setenv("RANK", "1")
+    found = audit_inputs(work / "inputs", work / "out", spec, reader(folder))
+    assert list((work / "out").iterdir()) == []
+    monkeypatch.setenv("RANK", "0")
+    assert audit_inputs(work / "inputs", work / "out", spec, reader(folder)) == found
+    assert [path.name for path in (work / "out").iterdir()] == ["audit.json"]
