@@ -158,7 +158,7 @@ def compare(size: str, method: str, folder: Path, args: argparse.Namespace) -> d
     loads = []
     for turn in range(args.rounds):
         loads.append(os.getloadavg()[0])
-        for way in args.ways:
+        for way in in_turn(args.ways, turn):
             work = folder / "work"
             shutil.rmtree(work, ignore_errors=True)
             if way == "ours":
@@ -287,6 +287,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+def in_turn(ways: list[str], round_: int) -> list[str]:
+    """Another way goes first in each round."""
+    first = round_ % len(ways)
+    return [*ways[first:], *ways[:first]]
+
+
+def warm_up(python: str, folder: Path) -> None:
+    """Read the libraries once from the disk, or the first way pays for all of them."""
+    watched([python, "-c", "import torch, datasets, peft, trl; from trl import SFTTrainer"], folder / "log")
+
+
 def prepare(size: str, folder: Path, args: argparse.Namespace) -> None:
     """Model and data, made in a child, so that their memory is given back."""
     code = (
@@ -317,6 +328,8 @@ def main(argv: list[str]) -> None:
         gpu = torch.cuda.is_available()
         args.ways += [] if gpu else ["trl float32"]
         results = []
+        for python in {sys.executable, args.unsloth or sys.executable}:
+            warm_up(python, folder)
         for size in args.sizes:
             prepare(size, folder, args)
             for method in args.methods:

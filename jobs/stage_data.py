@@ -10,7 +10,7 @@ A row that cannot be used must be found before training is paid for, not hours l
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,9 @@ def _packed(stage: Stage, examples: list[Example], tuned: Tuned) -> StageData:
     """The examples in blocks, where the stage asks for that and the model keeps what is in a block apart."""
     from datasets import Dataset
 
-    dataset = Dataset.from_list([asdict(example) for example in examples])
+    # By columns: to take an example apart copies each of its tokens, which takes twenty times as long.
+    columns = {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
+    dataset = Dataset.from_dict(columns)
     if not stage.packing:
         return StageData(stage, dataset)
     blocks = pack(dataset, stage.max_length)

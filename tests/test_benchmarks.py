@@ -79,6 +79,13 @@ def test_ours_and_plain_trl_are_measured_alike(tmp_path: Path) -> None:
     assert "trl: rows at once 8, accumulation 2" in table
 
 
+def test_no_way_is_always_the_first_to_go() -> None:
+    ways = ["ours", "trl", "trl float32"]
+    rounds = [train.in_turn(ways, number) for number in range(4)]
+    assert [each[0] for each in rounds] == [*ways, "ours"]
+    assert all(sorted(each) == ways for each in rounds)
+
+
 def test_on_a_card_what_was_measured_stands_beside_the_estimate() -> None:
     tokens = [64] * 99 + [512]
     stage = train.stage_for("qlora", 10, 512, tokens, train.parameters_of("8B"))
