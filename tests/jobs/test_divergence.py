@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 
+from jobs.course import COURSE, Course, Evaluation
 from jobs.divergence import WINDOW, LossWatch, evaluated, stuck
 
 
@@ -114,3 +117,13 @@ def test_it_says_from_where_to_where_the_loss_rose() -> None:
     told = next(text for text in said if text)
     assert "2.5" in told
     assert "0.5" in told
+
+
+def test_what_was_measured_travels_with_a_checkpoint_and_older_ones_have_less(tmp_path: Path) -> None:
+    course = Course(evaluations=[Evaluation(0, 2.0)], watched=[Evaluation(0, 6.0), Evaluation(20, 6.8)])
+    course.write(tmp_path)
+    assert Course.read(tmp_path) == course
+    value = json.loads((tmp_path / COURSE).read_text())
+    del value["watched"]
+    (tmp_path / COURSE).write_text(json.dumps(value))
+    assert Course.read(tmp_path) == Course(evaluations=[Evaluation(0, 2.0)])
