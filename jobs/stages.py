@@ -114,18 +114,12 @@ def run_stage(
 
     # 3. The gate. What it most likely keeps is sent meanwhile (``jobs.delivery``).
     if before and result.whole and progress.stage == len(data) - 1:
-        with outcome.phase("save"):
-            save_result(tuned, run.work / "out" / CANDIDATE, run.rejected)
-        outcome.candidate = True
+        _offer(run, tuned, outcome)
     with outcome.phase("measure"):
         after = _judge(meter, before, stage, result)
     ranks.wait()
     if not result.kept:
-        withdraw(run.work / "out" / CANDIDATE)
-        Best(run.best, tuned, run.spec.run_id).forget()
-        if not result.diverged:
-            keep_rejected(tuned, run.rejected / result.name)
-        tuned.put_back(start)
+        _take_back(run, tuned, start, result)
     say(f"stage {result.name} {_ending(result)}")
     ranks.wait()
     found = after if result.kept else before
@@ -135,6 +129,22 @@ def run_stage(
         ended=[*progress.ended, result],
         before=found.as_dict() if found else None,
     )
+
+
+def _offer(run: Run, tuned: Tuned, outcome: Outcome) -> None:
+    """What the last stage made, saved before it is measured."""
+    with outcome.phase("save"):
+        save_result(tuned, run.work / "out" / CANDIDATE, run.rejected)
+    outcome.candidate = True
+
+
+def _take_back(run: Run, tuned: Tuned, start: Path, result: StageOutcome) -> None:
+    """The model is again what the stage began with; nothing that it made can pass for a result."""
+    withdraw(run.work / "out" / CANDIDATE)
+    Best(run.best, tuned, run.spec.run_id).forget()
+    if not result.diverged:
+        keep_rejected(tuned, run.rejected / result.name)
+    tuned.put_back(start)
 
 
 def train_stage(

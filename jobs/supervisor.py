@@ -30,10 +30,9 @@ from typing import Any, TypeVar
 
 from jobs import checkpoints, child, fetching, ready, teardown, transfer
 from jobs import ticket as names
-from jobs.delivery import Delivered, Delivery
-from jobs.keeper import Keeper
+from jobs.assignment import Assignment
+from jobs.delivery import Delivered
 from jobs.lifecycle import (
-    TAKEN,
     ChildEnded,
     Command,
     Event,
@@ -53,8 +52,6 @@ from jobs.lifecycle import (
     decide,
 )
 from jobs.phases import Phases
-from jobs.reports import Reports
-from jobs.rescue import Rescue
 from jobs.ticket import Ticket, TicketError
 
 T = TypeVar("T")
@@ -71,13 +68,9 @@ class Supervisor:
         self.state = State(deadline=deadline)
         self.ticket_url = ticket_url
         self.work = work
-        self.ticket: Ticket | None = None
+        self._assignment: Assignment | None = None
         self.child: subprocess.Popen[bytes] | None = None
-        self.delivery: Delivery | None = None
         self.delivered: Delivered | None = None
-        self.keeper: Keeper | None = None
-        self.rescue: Rescue | None = None
-        self.reports: Reports | None = None
         self.events: queue.Queue[Event] = queue.Queue()
         self.phases = Phases()
         # The step that the trainer goes on from; None while it waits for its inputs.
@@ -116,6 +109,15 @@ class Supervisor:
     @property
     def out(self) -> Path:
         return self.work / "out"
+
+    @property
+    def assignment(self) -> Assignment:
+        """Nothing that needs it is commanded before the ticket is read."""
+        assert self._assignment is not None
+        return self._assignment
+
+    def _heartbeat(self) -> dict[str, Any]:
+        return self.assignment.heartbeat(self.state, self.phases)
 
     def _handle(self, event: Event) -> None:
         before = self.state.phase
@@ -162,12 +164,7 @@ class Supervisor:
             ended = self._until_deadline(transfer.exists, ticket.outputs[names.OUTCOME].get)
         except (transfer.TransferError, TicketError) as exc:
             return Failed(f"cannot read the ticket: {exc}")
-        self.ticket = ticket
-        self.keeper = Keeper(ticket.outputs, self.work, self.say, ticket.piece_bytes)
-        self.rescue = Rescue(self.work, ticket.run_id, self.say)
-        tar = self.work / names.ADAPTER
-        self.delivery = Delivery(ticket.outputs, self.out, tar, ticket.piece_bytes, self.say)
-        self.reports = Reports(ticket.outputs, self.work, self.log_path, self.say, self._told)
+        self._assignment = Assignment.of(ticket, self.work, self.log_path, self.say, self._heartbeat)
         with contextlib.suppress(OSError):  # a full disk: the trainer says so, and the store hears of it
             (self.work / "spec.json").write_text(json.dumps(ticket.spec), encoding="utf-8")
         self.say(f"run {ticket.run_id}, attempt {ticket.attempt}, deadline {_utc(self.state.deadline)}")
@@ -176,12 +173,15 @@ class Supervisor:
 
     def _fetch_inputs(self) -> Event:
         """Checkpoint, inputs and base side by side."""
-        assert self.ticket is not None
         inputs = partial(
-            fetching.fetch_inputs, self.ticket.inputs, self.work / "inputs", self.state.deadline, self._fetching
+            fetching.fetch_inputs,
+            self.assignment.ticket.inputs,
+            self.work / "inputs",
+            self.state.deadline,
+            self._fetching,
         )
         calls: list[Callable[[], None]] = [self._restore, inputs]
-        if base := fetching.hub_base(self.ticket.spec):
+        if base := fetching.hub_base(self.assignment.ticket.spec):
             calls.append(partial(fetching.fetch_base, base, self.log_path, self._fetching))
         try:
             fetching.side_by_side(calls, len(calls))
@@ -196,24 +196,20 @@ class Supervisor:
         return self.state.phase is Phase.FETCH
 
     def _restore(self) -> None:
-        assert self.keeper is not None
-        assert self.rescue is not None
         try:
-            self.keeper.restore(until=self.state.soft_deadline)
+            self.assignment.keeper.restore(until=self.state.soft_deadline)
         finally:
             # In this order: a trainer's end that was waiting for it must find it told.
-            self.events.put(Restored(found=self.keeper.resumed_from > 0 or self.rescue.has_best))
+            self.events.put(Restored(found=self.assignment.keeper.resumed_from > 0 or self.assignment.rescue.has_best))
             self._restored.set()
 
     def _keep_for_ever(self) -> None:
-        assert self.keeper is not None
         # Once training ends, the adapter has the line for itself.
-        self.keeper.keep_beside(lambda: self.state.phase in (Phase.TRAIN, Phase.LEAVING), self._done)
+        self.assignment.keeper.keep_beside(lambda: self.state.phase in (Phase.TRAIN, Phase.LEAVING), self._done)
 
     def _send_early(self) -> None:
-        assert self.delivery is not None
         active = (Phase.TRAIN, Phase.STOPPING, Phase.UPLOAD)
-        self.delivery.send_early(lambda: self.state.phase in active, self._done)
+        self.assignment.delivery.send_early(lambda: self.state.phase in active, self._done)
 
     def _keep(self) -> None:
         self.phases.end(Phase.STOPPING, time.time())
@@ -221,31 +217,28 @@ class Supervisor:
 
     def _keep_last(self) -> Event:
         """On a machine that is taken away: its last checkpoint, and why it ended."""
-        assert self.reports is not None
-        assert self.keeper is not None
         try:
-            self.keeper.keep(until=min(time.time() + LEAVING_PATIENCE, self.state.deadline))
+            self.assignment.keeper.keep(until=min(time.time() + LEAVING_PATIENCE, self.state.deadline))
         except (transfer.TransferError, OSError, ValueError) as exc:
             self.say(f"the store did not take the last checkpoint: {exc}")
-        self.reports.send_last()
+        self.assignment.reports.send_last()
         return Kept()
 
     def _start_child(self) -> None:
         """Start it; while the inputs are still fetched it waits for them, and after that it finds them there."""
-        assert self.keeper is not None
-        assert self.rescue is not None
-        assert self.ticket is not None
         if self._fetching():
             ready.withdraw(self.work)
         else:  # again: what the one before did is told apart
             self.phases.end("earlier tries", time.time())
-            self._began_from = self.keeper.step_on_disk()
-            self.rescue.forget()
+            self._began_from = self.assignment.keeper.step_on_disk()
+            self.assignment.rescue.forget()
         child.forget_reports(self.out)
         # A run that goes on elsewhere when this machine's time is over is not to be squeezed into it.
-        until = None if self.ticket.followed else self.state.soft_deadline
+        until = None if self.assignment.ticket.followed else self.state.soft_deadline
         try:
-            self.child = child.start(child.command(self.trainer, self.work, self.ticket.gpus, until), self.log_path)
+            self.child = child.start(
+                child.command(self.trainer, self.work, self.assignment.ticket.gpus, until), self.log_path
+            )
         except OSError as exc:
             why = f"the trainer cannot be started: {exc}"
             # An end like any other: the machine waits for one.
@@ -254,8 +247,7 @@ class Supervisor:
         self._in_thread(self._wait_child)
 
     def _release_child(self) -> None:
-        assert self.keeper is not None
-        self._began_from = self.keeper.step_on_disk()
+        self._began_from = self.assignment.keeper.step_on_disk()
         try:
             ready.announce(self.work)
         except OSError as exc:
@@ -263,21 +255,18 @@ class Supervisor:
 
     def _wait_child(self) -> Event:
         assert self.child is not None
-        assert self.ticket is not None
         code = self.child.wait()
-        return self._ended(child.ended(code, self.out, self.ticket.gpus), code)
+        return self._ended(child.ended(code, self.out, self.assignment.ticket.gpus), code)
 
     def _ended(self, end: child.End, code: int) -> Event:
         """What is left now that there is no trainer."""
-        assert self.keeper is not None
-        assert self.rescue is not None
         if self._began_from is None:  # it waited for its inputs; what an earlier machine left may be on its way
             self._restored.wait()
         began = self._began_from
         # A trainer that says itself why it failed would fail again; one that has not come further than before, too.
-        resumable = end.again or (end.killed and began is not None and self.keeper.step_on_disk() > began)
+        resumable = end.again or (end.killed and began is not None and self.assignment.keeper.step_on_disk() > began)
         # What is left of a training that diverged is worth nothing.
-        taken = "" if end.final else self.rescue.take()
+        taken = "" if end.final else self.assignment.rescue.take()
         reason = f"{end.reason}; {taken}" if taken else end.reason
         has_adapter = bool(checkpoints.weight_files(self.out / "adapter"))
         told = end.report.get("status")
@@ -294,31 +283,26 @@ class Supervisor:
                 os.killpg(self.child.pid, number) if number == signal.SIGKILL else self.child.send_signal(number)
 
     def _upload(self) -> Event:
-        assert self.reports is not None
-        assert self.delivery is not None
-        assert self.rescue is not None
         if self.child is not None:
             self.child.wait()  # one that was killed has ended, or does so at once
-        self.rescue.take()
+        self.assignment.rescue.take()
         if not checkpoints.weight_files(self.out / "adapter"):
             return Failed("there is no adapter to send; see the log")
         # Beside the adapter, unless that needs the line for itself.
         if time.time() < self.state.soft_deadline:
-            self._in_thread(self.reports.send_files)
+            self._in_thread(self.assignment.reports.send_files)
         try:
-            self.delivered = self.delivery.send(until=self.state.deadline)
+            self.delivered = self.assignment.delivery.send(until=self.state.deadline)
         except transfer.TransferError as exc:
             return Failed(f"the adapter was trained, but the store did not take it: {exc}")
         return Uploaded()
 
     def _record(self) -> Event:
         """Log and metrics, then the outcome, then, for a run that has an adapter, the result: it alone is success."""
-        assert self.reports is not None
-        assert self.ticket is not None
-        ticket = self.ticket
-        self.reports.send_files()
-        self.reports.send_last()
-        outcome = json.dumps(self._outcome(), indent=1).encode()
+        ticket = self.assignment.ticket
+        self.assignment.reports.send_files()
+        self.assignment.reports.send_last()
+        outcome = json.dumps(self.assignment.outcome(self.state, self.phases, self.delivered), indent=1).encode()
         urls = [ticket.outputs[names.OUTCOME].put]
         if self.delivered is not None:
             urls.append(ticket.outputs[names.RESULT].put)
@@ -329,59 +313,19 @@ class Supervisor:
             return Failed(f"cannot record the outcome: {exc}")
         return Recorded()
 
-    def _outcome(self) -> dict[str, Any]:
-        assert self.ticket is not None
-        report = child.read_report(self.out / child.REPORT)
-        rescued = self.rescue.step if self.rescue else None
-        artifacts = {"adapter": self.delivered.artifact()} if self.delivered else {}
-        return {
-            "schema_version": names.SCHEMA_VERSION,
-            "run_id": self.ticket.run_id,
-            "attempt": self.ticket.attempt,
-            "status": self.state.status,
-            "reason": self.state.reason,
-            "artifacts": artifacts,
-            "gpu": self.reports.gpu.report() if self.reports else {},
-            "adapter_step": report.get("adapter_step") if rescued is None else rescued,
-            "trainer": report,
-            **self._kept(),
-            "phases": self.phases.seconds,
-            "started_at": self.phases.started,
-            "ended_at": time.time(),
-        }
-
     def _report_for_ever(self) -> None:
         """Heartbeat, log and metrics, and a look whether the user wants an end."""
-        assert self.ticket is not None
-        assert self.reports is not None
         while not self._done.is_set():
             # Whatever goes wrong with a report, the training goes on: the next one may arrive.
             try:
-                self.reports.send()
-                if not self.state.stop_reason and transfer.exists(self.ticket.stop):
+                self.assignment.reports.send()
+                if not self.state.stop_reason and transfer.exists(self.assignment.ticket.stop):
                     self.events.put(StopAsked("cancelled by the user"))
             except transfer.TransferError:
                 pass
             except Exception as exc:
                 self.say(f"a report could not be made: {type(exc).__name__}: {exc}")
-            self._done.wait(self.ticket.heartbeat_every)
-
-    def _told(self) -> dict[str, Any]:
-        """What the heartbeat says of this machine."""
-        report = child.read_report(self.out / child.REPORT)
-        return {
-            "phase": self.state.phase.value,
-            "reason": self.state.reason or self.state.stop_reason,
-            "started_at": self.phases.started,
-            "phases": dict(self.phases.seconds),
-            "trainer": {name: report[name] for name in ("phases", "first_step_at", "last_step_at") if name in report},
-            "leaving": self.state.reason == TAKEN,
-            **self._kept(),
-        }
-
-    def _kept(self) -> dict[str, Any]:
-        """What the loss of this machine would leave, and from which step it went on."""
-        return self.keeper.report() if self.keeper else {}
+            self._done.wait(self.assignment.ticket.heartbeat_every)
 
 
 def _utc(epoch: float) -> str:

@@ -102,9 +102,8 @@ def train(work: Path, stop: StopFlag, outcome: Outcome, pace: Pace, until: float
     # 2. Where to go on.
     resume = find_checkpoint(run.checkpoints, spec)
     progress = take_up(resume, run.metrics, run.rejected) if resume else Progress()
-    outcome.steps_done = outcome.resumed_from = progress.steps
-    outcome.stages = list(progress.ended)
-    outcome.steps_planned = planned(spec, outcome.stages)
+    count(outcome, spec, progress)
+    outcome.resumed_from = progress.steps
     stop.check(outcome.resumed_from)
 
     # 3. Base, tokenizer, template, adapter; then the tokens of every stage, and of the rows to measure on.
@@ -125,17 +124,12 @@ def train(work: Path, stop: StopFlag, outcome: Outcome, pace: Pace, until: float
         except Broken:
             break
         resume = None
-        outcome.stages = list(progress.ended)
-        outcome.steps_done = progress.steps
-        outcome.steps_planned = planned(spec, outcome.stages)
+        count(outcome, spec, progress)
         if not outcome.stages[-1].whole:
             break
     if not outcome.stages:
         stop.check(outcome.resumed_from)
-    if diverged := outcome.stages[-1].diverged:
-        outcome.cause = "diverged"
-        if not any(stage.kept for stage in outcome.stages):
-            raise TrainError(f"{diverged}; no step before had made the model better, so nothing is saved: {LESS_RATE}")
+    refuse_spoiled(outcome)
 
     # 5. Save, and only then call it done.
     with outcome.phase("save"):
@@ -172,6 +166,21 @@ def begin(spec: RunSpec, work: Path, stop: StopFlag, wait: bool) -> float:
     # Not sooner: what an earlier life left is worth something until this one trains.
     fresh(work / "out")
     return ended - max(began, here)
+
+
+def count(outcome: Outcome, spec: RunSpec, progress: Progress) -> None:
+    """How far the run has come."""
+    outcome.stages = list(progress.ended)
+    outcome.steps_done = progress.steps
+    outcome.steps_planned = planned(spec, outcome.stages)
+
+
+def refuse_spoiled(outcome: Outcome) -> None:
+    """Raises ``TrainError`` for a training that diverged and leaves nothing that is worth saving."""
+    if diverged := outcome.stages[-1].diverged:
+        outcome.cause = "diverged"
+        if not any(stage.kept for stage in outcome.stages):
+            raise TrainError(f"{diverged}; no step before had made the model better, so nothing is saved: {LESS_RATE}")
 
 
 def adapter_step(stages: Sequence[StageOutcome]) -> int:

@@ -112,22 +112,24 @@ def fetch(
     part.touch()
     for number, url in enumerate(pieces):
         begin = number * piece_bytes
-        end = size if number == len(pieces) - 1 else begin + piece_bytes
-        if (there := part.stat().st_size) < end:
-            with _opened(url, offset=there - begin) as src, part.open("ab") as out:
-                while piece := src.read(PIECE):
-                    out.write(piece)
-                    if got:
-                        got(len(piece))
-        if (now := part.stat().st_size) < end:
-            # Nothing more came, and no error: the object itself is too short.
-            raise TransferError(
-                f"{shown(url)}: it ended after {now - begin} of {end - begin} bytes", final=now == there
-            )
+        _append(url, part, begin, size if number == len(pieces) - 1 else begin + piece_bytes, got)
     if sha256_file(part) != sha256:
         part.unlink()
         raise TransferError(f"{shown(pieces[0])}: the sha256 is not the one that was promised", final=True)
     part.replace(path)
+
+
+def _append(url: str, part: Path, begin: int, end: int, got: Callable[[int], None] | None) -> None:
+    """The bytes from ``begin`` to ``end`` of a file, but for those that are there; the object holds no others."""
+    if (there := part.stat().st_size) < end:
+        with _opened(url, offset=there - begin) as src, part.open("ab") as out:
+            while piece := src.read(PIECE):
+                out.write(piece)
+                if got:
+                    got(len(piece))
+    if (now := part.stat().st_size) < end:
+        # Nothing more came, and no error: the object itself is too short.
+        raise TransferError(f"{shown(url)}: it ended after {now - begin} of {end - begin} bytes", final=now == there)
 
 
 def put_bytes(url: str, data: bytes) -> None:

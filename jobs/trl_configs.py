@@ -21,6 +21,21 @@ OLDER_NAMES = {
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
 
+# The same for every stage and machine.
+OURS: dict[str, Any] = {
+    # Every step is told to our own callbacks; checkpoints come when they say so.
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "logging_first_step": False,
+    "logging_nan_inf_filter": False,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+}
+
 
 def trl_config(stage: Stage, machine: Machine, seed: int, scratch: Path, *, checkpointing: bool = False) -> Any:
     """``SFTConfig`` for a cpt or sft stage, ``DPOConfig`` for a dpo one. The rows are encoded already.
@@ -46,6 +61,7 @@ def _named(settings: dict[str, Any], config: Any) -> dict[str, Any]:
 def _common(stage: Stage, machine: Machine, seed: int, scratch: Path, checkpointing: bool) -> dict[str, Any]:
     return {
         "output_dir": str(scratch),
+        **OURS,
         # how long, and with what
         "max_steps": stage.max_steps,
         "per_device_train_batch_size": stage.batch_size,
@@ -76,17 +92,6 @@ def _common(stage: Stage, machine: Machine, seed: int, scratch: Path, checkpoint
         "data_seed": seed,
         # Rows are cut when they are encoded, where it is counted and said. With packing it is the length of a block.
         "max_length": stage.max_length if stage.packing else None,
-        # Every step is told to our own callbacks; checkpoints come when they say so.
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_first_step": False,
-        "logging_nan_inf_filter": False,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "load_best_model_at_end": False,
-        "push_to_hub": False,
     }
 
 
