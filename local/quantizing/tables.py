@@ -116,7 +116,7 @@ def _tuned(small: Any, adapter: Path, modules: set[str], rows: list[int], folder
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
         names = {name: name.removeprefix(PREFIX) for name in file.keys()}  # noqa: SIM118
         kept = {
-            name: _of_rows(plain, file.get_tensor(name).float(), rows)
+            name: _of_rows(plain, file.get_tensor(name), rows).float()  # a table may be a gigabyte: its rows first
             for name, plain in names.items()
             if _module(plain) in modules
         }
