@@ -116,7 +116,7 @@ def _alive(pid: int) -> bool:
     """Zombies are dead: in a container nobody may be there to reap a grandchild."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter, when it ends while it is read
         return False
     return state != "Z"
 

@@ -369,8 +369,9 @@ def test_it_comes_to_run(case: Case, provider: Provider) -> None:
 @pytest.mark.parametrize("case", LIVING, indirect=True)
 def test_its_console_can_be_read_and_does_not_hold_the_ticket(case: Case, provider: Provider) -> None:
     """The supervisor's first line comes when the ticket did not, shortly before the deadline."""
-    soon = machine_name(RUN, 3, case.now() + 4)
-    provider.create(case.order(soon, case.now() + 4))
+    deadline = case.now() + 4
+    soon = machine_name(RUN, 3, deadline)
+    provider.create(case.order(soon, deadline))
     seen: list[str] = []
 
     def said() -> bool:
