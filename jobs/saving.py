@@ -83,7 +83,8 @@ def write_result(tuned: Tuned, target: Path, *, half: bool = False) -> None:
     Args:
         half: a full fine-tune in 16 bits, as a base is; without it in the 32 bits that training goes on from.
     """
-    target.mkdir(parents=True, exist_ok=True)
+    if ranks.first():  # from another it could come between the first's removing the folder and making it anew
+        target.mkdir(parents=True, exist_ok=True)
     if tuned.method == "full":
         write_model(tuned, target, half)
     if not ranks.first():

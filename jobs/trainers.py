@@ -79,9 +79,10 @@ class Keeping:
         """A checkpoint before the stage's first step: a machine that is lost now loses nothing of the stages before."""
         folder = self.root / f"{checkpoints.PREFIX}{self.progress.steps_before}"
         with or_said(folder):
-            if ranks.first():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
+            with ranks.together():
+                if ranks.first():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir(parents=True)
             with ranks.together():
                 self.write(folder)
             self.complete(folder, 0)

@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from jobs.best import Best
 from jobs.checkpoints import FOLDER, MODEL_WEIGHTS, sealed
+from jobs.model import Tuned
 from jobs.outcome import TrainError
 from jobs.spec import RunSpec, Stage
 from jobs.stages import shared
@@ -23,6 +25,7 @@ from jobs.ticket import ATTEMPT_OUTPUTS, RESULT, RUN_OUTPUTS, Input, Output, Tic
 from tests.jobs.forked import Training, run_all
 from tests.jobs.guided_fixtures import guided_work
 from tests.jobs.test_startup import CONTENT, SlowStore, slow, until
+from tests.jobs.test_train import base_lock
 from tests.jobs.train_fixtures import REPO, SETTINGS, demo_base, metrics, outcome
 
 __all__ = ["demo_base", "slow"]  # fixtures
@@ -219,3 +222,10 @@ def test_the_rows_of_a_step_are_shared_out(rows: tuple[int, int], count: int, ea
 def test_rows_that_cannot_be_shared_out_evenly_are_refused() -> None:
     with pytest.raises(TrainError, match="multiple of 8"):
         shared(stage(4, 1), 8)
+
+
+def test_only_the_first_rank_makes_the_folders_that_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = Tuned(None, None, "", frozenset(), (), base_lock(), "lora", "float32")
+    monkeypatch.setenv("RANK", "1")
+    Best(tmp_path / "best", tuned, "run-1").take({"step": 5})
+    assert list(tmp_path.iterdir()) == []
