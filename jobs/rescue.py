@@ -83,8 +83,7 @@ class Rescue:
         if self._candidate():
             return
         newest, best = self._newest(), best_on_disk(self.work, self.run_id)
-        if best and (newest is None or best.step > checkpoints.result_step(newest)):
-            self._put_best(best)
+        if best and (newest is None or best.step > checkpoints.result_step(newest)) and self._put_best(best):
             self._tell(best.step, "the best by then")
         elif newest:
             checkpoints.result_of(newest, self.result)
@@ -104,18 +103,41 @@ class Rescue:
         if not checkpoints.weight_files(candidate):
             return False
         candidate.rename(self.result)
-        best = best_on_disk(self.work, self.run_id)
-        steps = [int(line["step"]) for line in read_lines(self.result.with_name(METRICS)) if "loss" in line]
-        step = best.step if best else max(steps, default=0)
+        step = _best_step(self.work)
+        if step is None:
+            lines = read_lines(self.result.with_name(METRICS))
+            step = max((int(line["step"]) for line in lines if "loss" in line), default=0)
         self._tell(step, "the last stage's, not measured again")
         return True
 
-    def _put_best(self, best: BestOnDisk) -> None:
+    def _put_best(self, best: BestOnDisk) -> bool:
+        """Whether it could be put there; an older checkpoint may be then."""
         part = self.result.with_name(f".{self.result.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        for name in best.files:
-            os.link(best.folder / name, part / name)  # written anew each time, never changed
-        if (kept_out := self.work / REJECTED).is_dir():
-            shutil.copytree(kept_out, part / REJECTED)
-        part.rename(self.result)
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            for name in best.files:
+                _link(best.folder / name, part / name)
+            if (kept_out := self.work / REJECTED).is_dir():
+                shutil.copytree(kept_out, part / REJECTED, copy_function=_link)
+            part.rename(self.result)
+        except OSError as exc:
+            self.say(f"the best weights, of step {best.step}, cannot be taken: {exc}")
+            return False
+        return True
+
+
+def _best_step(work: Path) -> int | None:
+    """The step of the last stage's best weights, also of ones that came with a checkpoint, and so without the rest."""
+    try:
+        return int(json.loads((work / BEST / BEST_FACTS).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """The same file, which takes no room: it is never changed. A copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

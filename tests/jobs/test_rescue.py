@@ -72,6 +72,35 @@ def test_half_of_it_or_another_runs_never_goes_home(
     assert taken(tmp_path) == expected
 
 
+def test_a_disk_without_links_holds_a_result_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    write_best(tmp_path / "best", 5)
+    monkeypatch.setattr("os.link", refuse)
+    assert taken(tmp_path) == (5, "best of step 5")
+
+
+def test_where_the_best_cannot_be_taken_the_checkpoint_is(tmp_path: Path) -> None:
+    write_best(tmp_path / "best", 5)
+    (tmp_path / "best" / "tokenizer.json").unlink()
+    (tmp_path / "best" / "tokenizer.json").mkdir()  # has a size, and is no file
+    facts = json.loads((tmp_path / "best" / "best.json").read_text())
+    facts["files"]["tokenizer.json"] = (tmp_path / "best" / "tokenizer.json").stat().st_size
+    (tmp_path / "best" / "best.json").write_text(json.dumps(facts))
+    write_checkpoint(tmp_path / "checkpoints", 4)
+    assert taken(tmp_path) == (4, "weights of step 4")
+
+
+def test_a_measured_results_step_is_that_of_the_best_that_came_with_a_checkpoint(tmp_path: Path) -> None:
+    write_best(tmp_path / "best", 5)
+    (tmp_path / "best" / "tokenizer.json").unlink()  # of a checkpoint only the weights are there
+    (tmp_path / "out" / "candidate").mkdir(parents=True)
+    (tmp_path / "out" / "candidate" / WEIGHTS).write_text("the candidate")
+    (tmp_path / "out" / "metrics.jsonl").write_text('{"step": 9, "loss": 1.0}\n')
+    assert taken(tmp_path) == (5, "the candidate")
+
+
 def test_a_result_that_is_there_stays(tmp_path: Path) -> None:
     write_best(tmp_path / "best", 5)
     (tmp_path / "out" / "adapter").mkdir(parents=True)
