@@ -164,10 +164,11 @@ def train_stage(
     stage = shared(data.stage, ranks.count())
     dataset, evaluations = plan(run.inputs, run.spec, tuned, data.stage, data.dataset)
     course, best = course_of(resume if done else None, run.work), Best(run.best, tuned, run.spec.run_id)
-    best.take_up(resume.path if resume and done else None)
     keeping = _keeping(run, tuned, progress, start, course)
     if progress.stage and resume is None:
         keeping.at_start()
+    # Not sooner: until that checkpoint is whole, the best of the stage before is what would go home.
+    best.take_up(resume.path if resume and done else None)
     guide = _guide(run, stages, progress, result, course, best, evaluations)
     with _as_it_was(tuned.model):
         trainer = _trainer(run, tuned, stage, result.name, dataset, keeping, guide, outcome)

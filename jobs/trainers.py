@@ -57,7 +57,8 @@ class Keeping:
 
     def _complete(self, folder: Path, step: int) -> None:
         self.course.write(folder)
-        link_best(self.best, folder)
+        if step:  # at its start a stage has no best; what lies there is that of the one before
+            link_best(self.best, folder)
         progress = replace(self.progress, step=step)
         progress.write(folder)
         if self.metrics.exists():

@@ -44,6 +44,16 @@ def killed_between_two_bests() -> None:
     sys.addaudithook(look)
 
 
+def killed_as_a_stage_begins() -> None:
+    """While the checkpoint before its first step is made, ten steps into the run."""
+
+    def look(event: str, args: tuple[Any, ...]) -> None:
+        if event == "os.mkdir" and str(args[0]).endswith("/checkpoint-10"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
 def _limit(rows: int = TOO_MUCH, tokens: int = TOO_MUCH, spared: int = 0) -> None:
     """Forward passes over more than so many rows run out of memory; backward ones, over more than so many tokens.
 

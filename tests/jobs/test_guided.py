@@ -63,6 +63,7 @@ def runs(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         add(name, batch_size=4, gradient_accumulation=1, max_steps=90, warmup=0.05, learning_rate=rate, held=held)
     add("no number", learning_rate=1e30, held=0)
     first = {"max_steps": 10, "max_length": 128, "learning_rate": 0.005}
+    add("killed at a start", hook="killed_as_a_stage_begins", cpt=first)
     add("spoiled", cpt=first, learning_rate=50.0, scheduler="constant", max_steps=60)
     return dict(zip(trainings, zip(trainings.values(), run_all(list(trainings.values())), strict=True), strict=True))
 
@@ -156,6 +157,17 @@ def test_a_trainer_that_is_killed_before_its_first_checkpoint_leaves_the_best(
     for name in names - {WEIGHTS}:
         assert (home / name).read_bytes() == (whole / name).read_bytes()
     assert _norm(home / WEIGHTS) > 0
+
+
+def test_a_trainer_that_is_killed_between_two_stages_leaves_the_best_of_the_first(
+    runs: dict[str, tuple[Training, int]],
+) -> None:
+    work = work_of(runs, "killed at a start", code=-signal.SIGKILL)
+    assert sealed(work / FOLDER) == []
+    best = min((line for line in evaluations(work) if line["step"] > 0), key=lambda line: line["eval_loss"])
+    rescue = Rescue(work, json.loads((work / "spec.json").read_text())["run_id"], print)
+    assert rescue.take() == f"the result is that of step {best['step']}, the best by then"
+    assert weights(work) == (work / "best" / WEIGHTS).read_bytes()
 
 
 def _norm(path: Path) -> float:
