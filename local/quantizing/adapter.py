@@ -28,6 +28,7 @@ from local.quantizing.names import (
     WRAPPED,
     is_table,
     matches,
+    pattern_value,
     unfit,
 )
 from local.quantizing.tied import refuse_undefined, take_tokens, untie
@@ -74,7 +75,7 @@ def read_lora(base: Path, adapter: Path) -> Lora | str:
     take_tokens(found, brought, stored, config, tied)
     refuse_undefined(found, modules, brought, tied)
     tuned = set(modules)
-    if tied and not untie(found, tuned, brought, stored):
+    if tied and not untie(found, tuned, brought, stored, config):
         return "it changes one side of tied embeddings in a way that is left to peft"
     shapes = {name: tensor.shape for name, tensor in stored.items()} | {n: t.shape for n, t in found.whole.items()}
     _take_pairs(found, tuned, brought, shapes, config)
@@ -196,14 +197,6 @@ def _pair(module: str, brought: dict[str, Tensor], shape: tuple[int, ...], confi
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     magnitude = PREFIX + length if length in brought else ""
     return Pair(PREFIX + names[0], PREFIX + names[1], rank, scale, (shape[0], shape[1]), magnitude, embedding)
-
-
-def pattern_value(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """peft's rule for ``rank_pattern`` and ``alpha_pattern``: the first key that matches the end of the name."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
 
 
 def _refuse_missing(config: dict[str, Any], modules: set[str], found: Lora, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from cloudft.errors import IntegrityError
 from local.quantizing.lora import COMPARE, and_more
@@ -37,3 +38,11 @@ def matches(targets: str | list[str], module: str) -> bool:
 
 def unfit(names: list[str], what: str) -> IntegrityError:
     return IntegrityError(f"the adapter does not fit the base: {names[0]}{and_more(names)} {what}", hint=COMPARE)
+
+
+def pattern_value(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """peft's rule for ``rank_pattern`` and ``alpha_pattern``: the first key that matches the end of the name."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

@@ -6,7 +6,7 @@ from typing import Any
 
 from cloudft.errors import ConfigError
 from local.quantizing.lora import Lora, Rows
-from local.quantizing.names import EMBEDDING, HEAD, OUTPUT, PREFIX, TOKENS, matches, unfit
+from local.quantizing.names import EMBEDDING, HEAD, OUTPUT, PREFIX, TOKENS, matches, pattern_value, unfit
 from local.safetensors_file import Tensor, equal, equal_transposed
 
 
@@ -76,7 +76,9 @@ def refuse_undefined(found: Lora, modules: set[str], brought: dict[str, Tensor],
         )
 
 
-def untie(found: Lora, modules: set[str], brought: dict[str, Tensor], stored: dict[str, Tensor]) -> bool:
+def untie(
+    found: Lora, modules: set[str], brought: dict[str, Tensor], stored: dict[str, Tensor], config: dict[str, Any]
+) -> bool:
     """Where input and output layer were one and not both of them were tuned alike, they are two from now on.
 
     Factors of the output layer that are the embedding's leave ``modules``. Returns False for what is not worth the care
@@ -87,7 +89,7 @@ def untie(found: Lora, modules: set[str], brought: dict[str, Tensor], stored: di
     input_, output = found.whole.get(first), found.whole.get(OUTPUT)
     rows, own_rows = found.rows.get(embedding), found.rows.get(HEAD)
     tuned = {HEAD, embedding} & modules
-    if HEAD in tuned and _same_factors(embedding, brought):
+    if HEAD in tuned and _same_factors(embedding, brought, config):
         modules.remove(HEAD)
         tuned = set()  # what is done to the one is done to the other
     if not tuned and input_ is None and output is None and own_rows is None:
@@ -116,8 +118,14 @@ def _same_rows(one: Rows | None, other: Rows, brought: dict[str, Tensor]) -> boo
     return equal(*(brought[rows.values.removeprefix(PREFIX)] for rows in (one, other)))
 
 
-def _same_factors(embedding: str, brought: dict[str, Tensor]) -> bool:
-    """Whether both sides have the same factors, as ``ensure_weight_tying`` leaves them: one side's are transposed."""
+def _same_factors(embedding: str, brought: dict[str, Tensor], config: dict[str, Any]) -> bool:
+    """Whether the same is added to both sides, as ``ensure_weight_tying`` leaves them: one's factors are transposed.
+
+    peft ties the factors and not their scale: each side's alpha is its own.
+    """
+    alphas = {pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"]) for module in (HEAD, embedding)}
+    if len(alphas) > 1:
+        return False
     names = ((f"{HEAD}.lora_A.weight", "lora_embedding_B"), (f"{HEAD}.lora_B.weight", "lora_embedding_A"))
     pairs = [(brought.get(one), brought.get(f"{embedding}.{other}")) for one, other in names]
     return all(one is not None and other is not None and equal_transposed(one, other) for one, other in pairs)

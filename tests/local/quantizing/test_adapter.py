@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from cloudft.errors import ConfigError, IntegrityError
-from local.quantizing.adapter import pattern_value, read_lora
+from local.quantizing.adapter import read_lora
 from local.quantizing.lora import Lora
 from local.quantizing.merge import load_tuned
+from local.quantizing.names import pattern_value
 from local.quantizing.reference import beside
 from tests.local.models import change, make_lora, make_model
 from tests.local.quantize_fixtures import tiny_adapter, tiny_base
