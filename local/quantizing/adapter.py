@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from local.quantizing.lora import COMPARE, Lora, Pair, and_more
 from local.quantizing.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    AGAIN,
     EXPERT,
     FACTOR,
     OTHER_OUTPUT,
@@ -94,7 +96,14 @@ def _brought(path: Path) -> dict[str, Tensor]:
             f"{path} was not saved by peft: {strange[0]}{and_more(strange)} does not begin with {PREFIX}",
             hint=GET_AGAIN,
         )
-    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in named.items() if not _is_again(name, named)}
+
+
+def _is_again(name: str, names: Container[str]) -> bool:
+    """Whether peft saved a bias of a whole layer by its own names as well, which it does where it saves all biases."""
+    plain = AGAIN.sub(".", name)
+    return plain != name and plain in names
 
 
 def _not_plain(config: dict[str, Any]) -> str:

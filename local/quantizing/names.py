@@ -14,6 +14,7 @@ PREFIX = "base_model.model."
 FACTOR = re.compile(r"\.lora_([AB])\.weight$|\.lora_embedding_([AB])$|\.lora_magnitude_vector$")
 TOKENS = ".token_adapter.trainable_tokens_delta"
 WRAPPED = re.compile(r"(\.token_adapter)?\.base_layer\.")  # what peft puts into the name of a layer that it wrapped
+AGAIN = re.compile(r"\.(modules_to_save|original_module)\.(?=bias$)")  # in the name of a bias that stands there plainly
 OUTPUT = "lm_head.weight"
 HEAD = OUTPUT.removesuffix(".weight")
 # What architectures call their input layer, and the output layer of one that is renamed while it is loaded.

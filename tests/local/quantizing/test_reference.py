@@ -95,6 +95,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "scaled embedding that peft ties": ("gemma", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
     "whole layers that peft ties": ("qwen2", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    "biases of a whole output layer": ("phi", {"bias": "all", "modules_to_save": ["lm_head"]}),
+    "biases of whole layers": ("qwen2", {"bias": "all", "modules_to_save": ["v_proj"], "target_modules": ["q_proj"]}),
     "biases and norms": ("qwen2", {"bias": "all", "modules_to_save": ["norm"]}),
 }
 
