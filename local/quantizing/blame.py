@@ -109,6 +109,8 @@ def refusal(
     elif better is None:
         hint = f"if it is good enough for you:  {again} --type {kind} --max-kl {found.lost * 1.1:.2g}"
     else:
-        hint = f"take the first finer type that is good enough:  {again} --type {kind}{limit} --step-up"
-        hint += f"    or name it:  {again} --type {better}{limit}"
+        hint = f"name a finer type:  {again} --type {better}{limit}"
+        if divergence.steps_up(kind):  # none of 16 bits is taken without being asked for
+            step_up = f"take the first finer type that is good enough:  {again} --type {kind}{limit} --step-up"
+            hint = f"{step_up}    or name it:  {again} --type {better}{limit}"
     return VerifyError(f"{found.what}{before}. {loss}", effect=found.effect, hint=hint)

@@ -284,6 +284,7 @@ def test_the_first_finer_type_that_is_good_enough_is_taken(tmp_path: Path, llama
     too_strict = {"max_kl": 1e-9, "steps": {"Q6_K": ["Q8_0"]}}
     found = built(llama, adapter, tmp_path, toolchain, kinds=["Q6_K", "Q8_0"], **too_strict)
     assert re.match(r"the Q8_0 file .*Coarser types lost more: Q6_K 0\.00", found["refused"]["Q6_K"]["what"])
+    assert found["refused"]["Q6_K"]["hint"] == "name a finer type:  cloudft quantize --type F16 --max-kl 1e-09"
 
 
 def test_a_conversion_that_loses_is_named(tmp_path: Path, llama: Path, toolchain: Toolchain) -> None:
