@@ -37,6 +37,7 @@ class Case:
     ``another`` makes a provider that remembers nothing, as on another computer; ``order`` an order with what the
     provider needs beyond name and deadline; ``sleep`` lets time pass, ``now`` tells it. ``stranger`` starts something
     of somebody else's, and returns how to see whether it is still there. ``members``: the providers behind this one.
+    ``outlive`` lets a machine be there for a while after it has asked for its own end.
     """
 
     another: Callable[[], Provider]
@@ -45,6 +46,7 @@ class Case:
     now: Callable[[], float] = time.time
     stranger: Callable[[], Callable[[], bool]] | None = None
     members: frozenset[str] = frozenset()
+    outlive: Callable[[], object] = lambda: None
 
 
 def plain_order(name: str, deadline: float) -> Order:
@@ -151,7 +153,13 @@ def runpod_real(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case
         env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1"},
     )
     with RunpodDouble(runner=runner) as server, runpod_case(request, server):
-        yield Case(RunpodProvider, runpod_order(RunpodProvider), stranger=lambda: runpod_stranger(server))
+        yield Case(
+            RunpodProvider,
+            runpod_order(RunpodProvider),
+            stranger=lambda: runpod_stranger(server),
+            # It asks twice at a time, after one second and after two: its first four words are lost.
+            outlive=lambda: server.faults.slow_terminate(times=4),
+        )
 
 
 def modal_order(provider: Callable[[], Provider]) -> Callable[[str, float], Order]:
@@ -369,6 +377,7 @@ def test_it_comes_to_run(case: Case, provider: Provider) -> None:
 @pytest.mark.parametrize("case", LIVING, indirect=True)
 def test_its_console_can_be_read_and_does_not_hold_the_ticket(case: Case, provider: Provider) -> None:
     """The supervisor's first line comes when the ticket did not, shortly before the deadline."""
+    case.outlive()  # with the machine its console is gone
     deadline = case.now() + 4
     soon = machine_name(RUN, 3, deadline)
     provider.create(case.order(soon, deadline))

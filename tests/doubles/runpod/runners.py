@@ -6,18 +6,22 @@ says of the container disk ("wiped on restart" [doc]).
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
+import termios
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 ContainerState = Literal["pulling", "running", "exited", "failed"]
 
@@ -172,6 +176,14 @@ class ExitedContainer:
         """It is over already."""
 
 
+def _waiting(stream: IO[str] | None) -> int:
+    """Bytes in a pipe that nobody has read."""
+    count = array.array("i", [0])
+    if stream is not None:
+        fcntl.ioctl(stream.fileno(), termios.FIONREAD, count)
+    return count[0]
+
+
 class ProcessContainer:
     """A process group of this machine in a folder of its own, which goes when the process has ended."""
 
@@ -204,9 +216,18 @@ class ProcessContainer:
         return self.process.poll()
 
     def take_lines(self) -> list[str]:
+        self._let_read()
         with self._lock:
             lines, self._lines = self._lines, []
         return lines
+
+    def _let_read(self) -> None:
+        """What was printed before this moment counts, though the reader may not have come to it yet."""
+        give_up = time.monotonic() + 2
+        with contextlib.suppress(OSError, ValueError):  # its end of the pipe is closed: all is read
+            while _waiting(self.process.stdout) and time.monotonic() < give_up:
+                time.sleep(0.005)
+            time.sleep(0.005)  # the last line is out of the pipe, and perhaps not yet in the list
 
     def stop(self, grace_s: float) -> None:
         self._signal(signal.SIGTERM)
