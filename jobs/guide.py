@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs import ranks
 from jobs.best import Best
 from jobs.callbacks import CheckpointInTime, Diverged, StepReport, StopAtStep
 from jobs.checkpoints import Checkpoint
@@ -64,7 +65,10 @@ class Guide:
         step = int(trainer.state.global_step)
         known = any(e.step == step for e in self.course.evaluations)
         rows = self.plan.rows and not self.plan.trained_on
-        return bool(rows) and step > 0 and not known and self.fit.evaluation_seconds <= LAST_LOOK
+        if not rows or step == 0 or known:
+            return False
+        # Each rank has measured by itself: one that evaluates alone would wait for the others for ever.
+        return not ranks.agree([self.fit.evaluation_seconds > LAST_LOOK])[0]
 
     def _tell(self, result: StageOutcome, step: int) -> None:
         course, schedule = self.course, self.fit.schedule
